@@ -1,0 +1,377 @@
+"""The store: a directory, one file a key.
+
+A file holds one line of JSON that says whose value it is, and then the value's UTF-8 bytes, untouched. Writers put a
+new file beside the old one and rename it over, under one lock of the directory; readers need no lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import stat
+import threading
+import time
+from contextlib import contextmanager, suppress
+from errno import ENOTDIR
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import aiofiles.os
+import filelock
+import msgspec
+
+from dagonizer.contracts import VersionedJson
+from dagonizer.errors import (
+    InvalidKeyError,
+    StoreClosedError,
+    StoreConflictError,
+    StoreCorruptedError,
+    StoreUnavailableError,
+)
+from dagonizer.keys import key_bytes, prefix_bytes, value_bytes, value_text
+from dagonizer_file._config import FileConfig
+from dagonizer_file._errors import translated
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from io import BufferedReader
+    from types import TracebackType
+    from typing import Self
+
+_LOCK_NAME = ".lock"
+_ENTRY_NAME = re.compile(r"ckpt-[a-z0-9_-]{1,40}\.([0-9a-f]{64})\.json")
+_TEMP_NAME = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{16}\.tmp")
+_UNSAFE = re.compile(r"[^a-z0-9_-]", re.DOTALL)
+_SLUG_CHARACTERS = 40
+
+# The longest header is a key of 1,024 control characters, each six bytes as JSON, and some 200 bytes beside it.
+_MAX_HEADER_BYTES = 8192
+_PAGE = 256
+
+_LEFTOVER_AGE = 3600.0
+_SWEEP_INTERVAL = 3600.0
+
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """The first line of a file."""
+
+    format: Literal["dagonizer-file/1"]
+    key: str
+    revision: str
+    sha256: str
+
+
+class _Permit:
+    """Leave for one thread to make one visible change, until its awaiting task withdraws it.
+
+    A cancelled task cannot stop its thread. Without this, the thread could rename its file over one that a later save
+    has put there.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._withdrawn = False
+
+    def withdraw(self) -> None:
+        with self._lock:
+            self._withdrawn = True
+
+    def is_withdrawn(self) -> bool:
+        return self._withdrawn
+
+    def use(self, change: Callable[[], object]) -> None:
+        with self._lock:
+            if self._withdrawn:
+                raise StoreUnavailableError("cancelled before anything was changed")
+            change()
+
+
+class FileCheckpointStore:
+    """A store in a directory, which any number of processes on one machine may share.
+
+    ``config`` is a ``FileConfig``, or just the directory. It keeps the whole contract, and lists keys and
+    compares-and-swaps. Making a store does no I/O; the directory is made on the first save. Each operation is one call
+    in the event loop's default executor, a listing one and one more for every 256 files.
+
+    Errors, besides those of ``dagonizer.keys``: ``StoreAccessError``, ``StoreLimitError``, ``StoreUnavailableError``,
+    ``StoreCorruptedError``, ``StoreClosedError``.
+    """
+
+    def __init__(self, config: FileConfig | str | os.PathLike[str]) -> None:
+        if not isinstance(config, FileConfig):
+            if not os.fspath(config):
+                raise ValueError("the directory must not be empty; write '.' for the current one")
+            config = FileConfig(root=Path(config))
+        self._config = config
+        # A later chdir must not move the store.
+        self._root = config.root.absolute()
+        self._closed = False
+        self._next_sweep = float("-inf")
+
+    async def save(self, key: str, json: str) -> None:
+        """Put ``json`` under ``key``, replacing what is there, a corrupted entry too."""
+        self._check_open()
+        await self._save(key, json, lambda _path: None)
+
+    async def load(self, key: str) -> str | None:
+        """Return the text under ``key``, or None. Raises ``StoreCorruptedError`` if it is not what was saved."""
+        entry = await self.load_versioned(key)
+        return None if entry is None else entry.json
+
+    async def delete(self, key: str) -> None:
+        """Remove the entry under ``key``, if there is one, a corrupted one too."""
+        self._check_open()
+        name = _entry_name(key)
+        permit = _Permit()
+        try:
+            await aiofiles.os.wrap(self._delete_now)(name, permit)
+        finally:
+            permit.withdraw()
+
+    async def load_versioned(self, key: str) -> VersionedJson | None:
+        """Return the text under ``key`` with its version, or None. Raises ``StoreCorruptedError`` like ``load``."""
+        self._check_open()
+        name = _entry_name(key)
+        entry: VersionedJson | None = await aiofiles.os.wrap(self._load_now)(key, name)
+        return entry
+
+    async def save_if(self, key: str, json: str, *, expected: str | None) -> str:
+        """Save if the entry has the version ``expected`` (None: no entry), and return its new version.
+
+        Raises ``StoreConflictError``, or ``StoreCorruptedError`` if the present entry does not tell its version.
+        """
+        self._check_open()
+
+        def compare(path: Path) -> None:
+            current = _read_header(path)
+            if (None if current is None else current.revision) != expected:
+                raise StoreConflictError(f"the entry under {key!r} is not at version {expected!r}; load it again")
+
+        return await self._save(key, json, compare)
+
+    async def list_keys(self, prefix: str = "") -> AsyncIterator[str]:
+        """Yield every key that starts with ``prefix``.
+
+        Files that are not the store's are passed over. Raises ``StoreCorruptedError`` at a file of the store's whose
+        key cannot be read.
+        """
+        self._check_open()
+        prefix_bytes(prefix)
+        permit = _Permit()
+        try:
+            names: list[str] = await aiofiles.os.wrap(self._names_now)(permit)
+        finally:
+            permit.withdraw()
+        for start in range(0, len(names), _PAGE):
+            keys: list[str] = await aiofiles.os.wrap(self._keys_now)(names[start : start + _PAGE])
+            for key in keys:
+                if key.startswith(prefix):
+                    yield key
+                    self._check_open()
+
+    async def aclose(self) -> None:
+        """Close this store. Nothing is held open between calls, so this only makes later calls raise."""
+        self._closed = True
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        await self.aclose()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreClosedError("this FileCheckpointStore is closed")
+
+    async def _save(self, key: str, json: str, compare: Callable[[Path], None]) -> str:
+        name = _entry_name(key)
+        permit = _Permit()
+        try:
+            revision: str = await aiofiles.os.wrap(self._save_now)(key, name, json, compare, permit)
+        finally:
+            permit.withdraw()
+        return revision
+
+    # What follows runs in a thread.
+
+    def _save_now(self, key: str, name: str, json: str, compare: Callable[[Path], None], permit: _Permit) -> str:
+        # Here and not in the coroutine: encoding and hashing 64 MiB would hold up the event loop.
+        value = value_bytes(json)
+        header = _Header("dagonizer-file/1", key, secrets.token_hex(16), hashlib.sha256(value).hexdigest())
+        path = self._root / name
+        temp = self._root / f".{name.split('.')[1]}.{secrets.token_hex(8)}.tmp"
+        with translated(f"save {name}", self._root):
+            fd = self._create(temp)
+            try:
+                with os.fdopen(fd, "wb", buffering=0) as file:
+                    for part in (msgspec.json.encode(header) + b"\n", value):
+                        _write(file.fileno(), part)
+                    if self._config.fsync:
+                        os.fsync(file.fileno())
+                    written = os.fstat(file.fileno()).st_mtime
+                self._sweep(written)
+                with self._locked(permit):
+                    compare(path)
+                    permit.use(lambda: temp.replace(path))
+            except BaseException:
+                # Also gone when the sweep of another store took it; the first error is the one to tell.
+                with suppress(OSError):
+                    temp.unlink()
+                raise
+            self._sync_directory(self._root)
+        return header.revision
+
+    def _delete_now(self, name: str, permit: _Permit) -> None:
+        path = self._root / name
+        with translated(f"delete {name}", self._root):
+            if not self._exists():
+                return
+
+            with self._locked(permit):
+                permit.use(lambda: path.unlink(missing_ok=True))
+            # Even when there was nothing: an earlier deletion, cancelled, may have left before this.
+            self._sync_directory(self._root)
+
+    def _load_now(self, key: str, name: str) -> VersionedJson | None:
+        path = self._root / name
+        with translated(f"load {name}", self._root):
+            try:
+                file = _open(path)
+            except FileNotFoundError:
+                return None
+            with file:
+                header = _parse_header(file.readline(_MAX_HEADER_BYTES), path)
+                value = file.read()
+        if hashlib.sha256(value).hexdigest() != header.sha256:
+            raise _corrupted(path, "its value is not the one that was saved (SHA-256 differs)")
+        return VersionedJson(value_text(value, key=key), header.revision)
+
+    def _names_now(self, permit: _Permit) -> list[str]:
+        with translated("list keys", self._root):
+            if not self._exists():
+                return []
+            # A rename in the middle of a listing could show an entry twice or not at all.
+            with self._locked(permit):
+                names = [path.name for path in self._root.iterdir()]
+        return [name for name in names if _ENTRY_NAME.fullmatch(name)]
+
+    def _keys_now(self, names: Iterable[str]) -> list[str]:
+        with translated("list keys", self._root):
+            headers = [_read_header(self._root / name) for name in names]
+        return [header.key for header in headers if header is not None]
+
+    def _create(self, temp: Path) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
+        try:
+            return os.open(temp, flags, 0o600)
+        except FileNotFoundError:
+            self._make_root()
+            return os.open(temp, flags, 0o600)
+
+    def _make_root(self) -> None:
+        missing = []
+        directory = self._root
+        while not directory.exists():
+            missing.append(directory)
+            directory = directory.parent
+        for directory in reversed(missing):
+            directory.mkdir(0o700, exist_ok=True)
+            # Also when another process made it: that one may not have got this far.
+            self._sync_directory(directory.parent)
+
+    def _exists(self) -> bool:
+        try:
+            mode = self._root.stat().st_mode
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISDIR(mode):
+            raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), str(self._root))
+        return True
+
+    @contextmanager
+    def _locked(self, permit: _Permit) -> Iterator[None]:
+        # A new lock each time, for one instance does not exclude the threads that share it. Never a soft lock: a
+        # process that dies would hold it for ever.
+        lock = filelock.FileLock(
+            self._root / _LOCK_NAME,
+            timeout=self._config.timeout,
+            mode=0o600,
+            poll_interval=0.001,
+            fallback_to_soft=False,
+        )
+        with lock.acquire(cancel_check=permit.is_withdrawn):
+            yield
+
+    def _sync_directory(self, directory: Path) -> None:
+        # Windows cannot open a directory.
+        if not self._config.fsync or os.name == "nt":
+            return
+        fd = os.open(directory, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _sweep(self, now: float) -> None:
+        """Remove the temporary files of saves that died. ``now`` is by the clock of the file system."""
+        if time.monotonic() < self._next_sweep:
+            return
+        self._next_sweep = time.monotonic() + _SWEEP_INTERVAL
+        for leftover in self._root.iterdir():
+            if _TEMP_NAME.fullmatch(leftover.name):
+                # Its own save or another sweep was quicker, or it is another user's: no reason to fail this save.
+                with suppress(FileNotFoundError, PermissionError):
+                    if now - leftover.lstat().st_mtime > _LEFTOVER_AGE:
+                        leftover.unlink()
+
+
+def _entry_name(key: str) -> str:
+    # ASCII lower case only, since some file systems fold case or Unicode forms. The slug is for people; the hash tells
+    # keys apart. The prefix is there because Windows keeps names such as con.json for devices.
+    digest = hashlib.sha256(key_bytes(key)).hexdigest()
+    return f"ckpt-{_UNSAFE.sub('-', key[:_SLUG_CHARACTERS])}.{digest}.json"
+
+
+def _open(path: Path) -> BufferedReader:
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | _FLAGS))
+
+
+def _write(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def _read_header(path: Path) -> _Header | None:
+    try:
+        file = _open(path)
+    except FileNotFoundError:
+        return None
+    with file:
+        return _parse_header(file.readline(_MAX_HEADER_BYTES), path)
+
+
+def _parse_header(line: bytes, path: Path) -> _Header:
+    """Return the header in ``line``, whose key must be the one that ``path`` is named after."""
+    if not line.endswith(b"\n"):
+        raise _corrupted(path, "its first line is not complete")
+    try:
+        header = msgspec.json.decode(line, type=_Header)
+        name = _entry_name(header.key)
+    except (msgspec.DecodeError, UnicodeDecodeError, InvalidKeyError) as exc:
+        raise _corrupted(path, f"its first line is not a dagonizer-file/1 header ({exc})") from exc
+    if name != path.name:
+        raise _corrupted(path, "its first line names a key that does not belong in this file")
+    return header
+
+
+def _corrupted(path: Path, reason: str) -> StoreCorruptedError:
+    return StoreCorruptedError(
+        f"{path} is corrupted: {reason}; restore the file from a backup, or save or delete its key to be rid of it"
+    )

@@ -1,0 +1,164 @@
+"""Opens a store by URL, through the plugin whose entry point names the URL's scheme.
+
+Only the requested scheme's plugin is imported. Each call has a plugin manager of its own, so nothing is registered for
+the life of the process, and one module may stand behind several schemes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from dagonizer import hookspecs
+from dagonizer.contracts import ClosableStore
+from dagonizer.errors import DuplicateSchemeError, StoreError, UnknownSchemeError
+from dagonizer.url import StoreURL
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+    from types import TracebackType
+    from typing import Self
+
+    from dagonizer.contracts import CheckpointStore
+    from dagonizer.hookspecs import StoreDescription
+
+ENTRY_POINT_GROUP = "dagonizer.stores"
+
+# The schemes of this distribution's extras, to say what to install; opening one never looks here.
+_EXTRA_BY_SCHEME = {
+    "file": "file",
+    "postgresql": "postgres",
+    "postgres": "postgres",
+    "redis": "redis",
+    "rediss": "redis",
+    "redis+unix": "redis",
+    "redis+cluster": "redis",
+    "redis+sentinel": "redis",
+    "s3": "s3",
+    "etcd": "etcd",
+    "etcds": "etcd",
+    "etcd+http": "etcd",
+    "etcd+https": "etcd",
+}
+
+_OPTIONAL_METHODS = ("list_keys", "load_versioned", "save_if")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreListing:
+    """A scheme that is installed: its distribution, and its plugin's description or why the plugin does not work."""
+
+    scheme: str
+    distribution: str
+    description: StoreDescription | None
+    error: str | None
+
+
+def open_store(url: str | StoreURL) -> ClosableStore:
+    """Open the store that ``url`` names, without connecting; the result also serves ``async with``.
+
+    Raises ``StoreURLError`` for a URL that is malformed or has an unknown part, ``UnknownSchemeError`` when no plugin
+    for its scheme is installed, ``DuplicateSchemeError`` when two distributions claim it, and ``StoreError`` when the
+    plugin cannot be imported or opens nothing.
+    """
+    parsed = url if isinstance(url, StoreURL) else StoreURL.parse(url)
+    entry_point = _entry_point(parsed.scheme)
+    store: CheckpointStore | None = _hooks(entry_point).dagonizer_open_store(url=parsed)
+    if store is None:
+        raise StoreError(f"the plugin {_named(entry_point)} opened no store for {parsed}")
+    return store if isinstance(store, ClosableStore) else _Closable(store)
+
+
+def list_stores() -> tuple[StoreListing, ...]:
+    """Return every installed scheme in alphabetical order. A plugin that does not work is listed with its error."""
+    return tuple(_listing(scheme) for scheme in sorted({entry_point.name for entry_point in _entry_points()}))
+
+
+def _listing(scheme: str) -> StoreListing:
+    try:
+        entry_point = _entry_point(scheme)
+    except DuplicateSchemeError as exc:
+        return StoreListing(scheme, "", None, str(exc))
+    try:
+        description = _hooks(entry_point).dagonizer_describe_store()
+    except StoreError as exc:
+        return StoreListing(scheme, _distribution(entry_point), None, str(exc))
+    return StoreListing(scheme, _distribution(entry_point), description, None)
+
+
+def _entry_points() -> tuple[EntryPoint, ...]:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - slow to import, and only opening a store needs it
+
+    return tuple(entry_points(group=ENTRY_POINT_GROUP))
+
+
+def _entry_point(scheme: str) -> EntryPoint:
+    found = [entry_point for entry_point in _entry_points() if entry_point.name == scheme]
+    if not found:
+        raise UnknownSchemeError(_unknown(scheme))
+    if len(found) > 1:
+        claims = " and ".join(_named(entry_point) for entry_point in found)
+        raise DuplicateSchemeError(f"the scheme {scheme!r} is claimed by {claims}; uninstall one of them")
+    return found[0]
+
+
+def _unknown(scheme: str) -> str:
+    extra = _EXTRA_BY_SCHEME.get(scheme)
+    if extra is not None:
+        return f'no plugin for the scheme {scheme!r} is installed; run: pip install "dagonizer[{extra}]"'
+    installed = sorted({entry_point.name for entry_point in _entry_points()})
+    known = sorted(set(_EXTRA_BY_SCHEME).difference(installed))
+    return f"unknown scheme {scheme!r}; installed: {', '.join(installed) or 'none'}" + (
+        f"; to be had as extras of dagonizer: {', '.join(known)}" if known else ""
+    )
+
+
+def _hooks(entry_point: EntryPoint) -> Any:  # noqa: ANN401 - pluggy's hook relay has no static type
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(entry_point.load())
+        manager.check_pending()
+    except Exception as exc:  # a stranger's module can raise anything when it is imported
+        raise StoreError(
+            f"the plugin {_named(entry_point)} for the scheme {entry_point.name!r} cannot be loaded: "
+            f"{type(exc).__name__}: {exc}"
+        ) from exc
+    return manager.hook
+
+
+def _named(entry_point: EntryPoint) -> str:
+    return f"{entry_point.value!r} of {_distribution(entry_point)}"
+
+
+def _distribution(entry_point: EntryPoint) -> str:
+    return "an unknown distribution" if entry_point.dist is None else entry_point.dist.name
+
+
+class _Closable:
+    """A plugin's store of three methods, given ``async with``, with whatever optional methods it has."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+        self.save = store.save
+        self.load = store.load
+        self.delete = store.delete
+        for name in _OPTIONAL_METHODS:
+            if hasattr(store, name):
+                setattr(self, name, getattr(store, name))
+
+    async def aclose(self) -> None:
+        """Close the store, if it can be closed."""
+        close = getattr(self._store, "aclose", None)
+        if close is not None:
+            await close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        await self.aclose()

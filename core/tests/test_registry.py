@@ -1,0 +1,154 @@
+import asyncio
+import importlib.metadata
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import dagonizer
+from dagonizer import (
+    ClosableStore,
+    DagonizerError,
+    DuplicateSchemeError,
+    MemoryCheckpointStore,
+    StoreError,
+    StoreURL,
+    StoreURLError,
+    SupportsCompareAndSwap,
+    SupportsListing,
+    UnknownSchemeError,
+    errors,
+    open_store,
+    registry,
+)
+
+PLUGIN = """
+from dagonizer.hookspecs import StoreDescription, hookimpl
+
+class {name}Store:
+    def __init__(self): self.texts = {{}}
+    async def save(self, key, json): self.texts[key] = json
+    async def load(self, key): return self.texts.get(key)
+    async def delete(self, key): self.texts.pop(key, None)
+    async def list_keys(self, prefix=""):
+        for key in self.texts: yield key
+
+@hookimpl
+def dagonizer_describe_store(): return StoreDescription(schemes=("{name}",), summary="a test's")
+
+@hookimpl
+def dagonizer_open_store(url): return {opened}
+"""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Lay out a distribution as an installer does, so that importlib.metadata finds its entry points."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(distribution, module, source, *schemes):
+        (tmp_path / f"{module}.py").write_text(source)
+        info = tmp_path / f"{distribution.replace('-', '_')}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1\n")
+        points = "".join(f"{scheme} = {module}\n" for scheme in schemes)
+        (info / "entry_points.txt").write_text(f"[dagonizer.stores]\n{points}")
+        importlib.invalidate_caches()
+
+    yield make
+    for name in [name for name in sys.modules if name.startswith("acme_")]:
+        del sys.modules[name]
+
+
+def test_a_scheme_is_opened_by_its_plugin_alone(install):
+    install("acme-dist", "acme_one", PLUGIN.format(name="acme", opened="acmeStore()"), "acme", "acmes")
+    install("other-dist", "acme_other", "raise SystemError('imported')", "other")
+
+    async def scenario():
+        for url in ("acme://h/p", "acmes://h/p"):
+            async with open_store(url) as store:
+                await store.save("k", "v")
+                assert await store.load("k") == "v"
+                assert isinstance(store, ClosableStore)
+                assert isinstance(store, SupportsListing)
+                assert not isinstance(store, SupportsCompareAndSwap)
+                assert [key async for key in store.list_keys()] == ["k"]
+
+    asyncio.run(scenario())
+    assert "acme_other" not in sys.modules
+
+
+def test_two_distributions_that_claim_a_scheme_are_both_named(install):
+    install("dist-a", "acme_a", PLUGIN.format(name="acme", opened="acmeStore()"), "acme")
+    install("dist-b", "acme_b", PLUGIN.format(name="acme", opened="acmeStore()"), "acme")
+    with pytest.raises(DuplicateSchemeError, match=r"dist-[ab].*dist-[ab]") as caught:
+        open_store("acme://h")
+    assert "dist-a" in str(caught.value)
+    assert "dist-b" in str(caught.value)
+    assert "dist-a" in next(listing.error for listing in registry.list_stores() if listing.scheme == "acme")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import no_such_module",
+        "1 / 0",
+        "from dagonizer.hookspecs import hookimpl\n@hookimpl\ndef dagonizer_open_store(u): ...",
+    ],
+)
+def test_a_plugin_that_cannot_be_loaded_is_named_and_others_work(install, source):
+    install("broken-dist", "acme_broken", source, "broken")
+    with pytest.raises(StoreError, match="'acme_broken' of broken-dist"):
+        open_store("broken://h")
+    listed = {listing.scheme: listing for listing in registry.list_stores()}
+    assert "acme_broken" in listed["broken"].error
+    assert listed["memory"].description.schemes == ("memory",)
+    assert isinstance(open_store("memory://x"), MemoryCheckpointStore)
+
+
+def test_a_plugin_that_opens_nothing_is_named(install):
+    install("lazy-dist", "acme_lazy", PLUGIN.format(name="lazy", opened="None"), "lazy")
+    with pytest.raises(StoreError, match="'acme_lazy' of lazy-dist opened no store for lazy://h"):
+        open_store("lazy://h")
+
+
+def test_a_missing_extra_says_what_to_install():
+    with pytest.raises(UnknownSchemeError, match=r'pip install "dagonizer\[s3\]"'):
+        open_store("s3://bucket/prefix")
+
+
+def test_an_unknown_scheme_lists_what_is_there():
+    with pytest.raises(UnknownSchemeError, match=r"unknown scheme 'nope'; installed: .*memory"):
+        open_store("nope://h")
+
+
+def test_every_scheme_of_an_extra_names_an_extra_that_exists():
+    metadata = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert set(registry._EXTRA_BY_SCHEME.values()) < set(metadata["project"]["optional-dependencies"])
+
+
+@pytest.mark.parametrize("url", ["memory://a?x=1", "memory://a/b", "memory://u@a", "memory://a,b", "memory://a:1"])
+def test_a_memory_url_has_a_name_only(url):
+    with pytest.raises(StoreURLError):
+        open_store(url)
+
+
+def test_a_parsed_url_opens_the_same_store():
+    async def scenario():
+        async with open_store("memory://n") as one, open_store(StoreURL.parse("memory://n")) as two:
+            await one.save("k", "v")
+            assert await two.load("k") == "v"
+
+    asyncio.run(scenario())
+
+
+def test_the_public_names_are_pinned():
+    assert sorted(dagonizer.__all__) == dagonizer.__all__ or set(dagonizer.__all__) == set(dir(dagonizer)) & set(
+        dagonizer.__all__
+    )
+    tree = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert tree < set(dagonizer.__all__)
+    for name in tree:
+        assert issubclass(getattr(dagonizer, name), DagonizerError)
+        assert name in errors.__doc__

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
-from urllib.parse import unquote
 
 import msgspec
 
@@ -94,6 +92,8 @@ class StoreURL:
         values: dict[str, Any] = {}
         for name, text in self.query:
             if name not in known:
+                import difflib  # noqa: PLC0415 - only this error needs it
+
                 nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
                 hint = f"did you mean {nearest[0]!r}?" if nearest else f"it knows {', '.join(known) or 'none'}"
                 raise StoreURLError(f"{self}: unknown parameter {name!r}; {hint}")
@@ -156,6 +156,8 @@ def _named(info: msgspec.inspect.Type) -> str:
 
 
 def _decode(scheme: str, part: str, text: str) -> str:
+    from urllib.parse import unquote  # noqa: PLC0415 - slow to import, and only a URL needs it
+
     if _BAD_ESCAPE.search(text):
         raise StoreURLError(f"{scheme}: URL: the {part} has a '%' that is not followed by two hexadecimal digits")
     try:

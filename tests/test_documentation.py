@@ -1,0 +1,45 @@
+"""The documentation is executed, and the commands it shows are the ones that run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"```console\n(.*?)\n```", README, re.DOTALL)
+
+
+def test_every_python_block_of_the_readme_has_its_output_beside_it():
+    assert len(EXAMPLES) == README.count("```python") == 3
+
+
+@pytest.mark.parametrize(("source", "output"), EXAMPLES)
+def test_an_example_prints_what_the_readme_says(source, output):
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", source], capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.stderr) == (output, "")
+
+
+def test_the_two_commands_are_one_line_each():
+    assert len(COMMANDS) == 2
+    assert all("\n" not in command for command in COMMANDS)
+
+
+def test_ci_runs_the_test_command_as_it_stands():
+    assert COMMANDS[1] in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("folder", ["core", "adapters/file"])
+def test_a_distribution_has_a_readme_and_a_license(folder):
+    assert (ROOT / folder / "README.md").read_text(encoding="utf-8").startswith("# dagonizer")
+    assert (ROOT / folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+def test_the_python_of_the_contributing_guide_is_a_plugin():
+    source = re.search(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
+    namespace = {}
+    exec(source, namespace)
+    assert namespace["dagonizer_describe_store"]().schemes == ("acme",)

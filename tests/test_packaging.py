@@ -1,0 +1,123 @@
+"""What a user installs: wheels in an environment of their own."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("core", "adapters/file")
+
+PLUGIN_PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "dagonizer-acme"
+version = "1"
+[project.entry-points."dagonizer.stores"]
+acme = "dagonizer_acme"
+{more}
+"""
+PLUGIN = """
+from dagonizer import MemoryCheckpointStore
+from dagonizer.hookspecs import StoreDescription, hookimpl
+
+@hookimpl
+def dagonizer_describe_store(): return StoreDescription(schemes=("acme",), summary="in Acme's cloud")
+
+@hookimpl
+def dagonizer_open_store(url): return MemoryCheckpointStore()
+"""
+
+
+def run(*command, **options):
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    for project in FOLDERS:
+        run(sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT / project))
+    return folder
+
+
+class Environment:
+    def __init__(self, folder):
+        venv.create(folder, with_pip=True)
+        self.python = str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
+
+    def install(self, *arguments):
+        run(self.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments)
+
+    def __call__(self, code):
+        return run(self.python, "-I", "-c", code).strip()
+
+
+TRY = """
+import sys
+from dagonizer import open_store
+try:
+    print(type(open_store({url!r})).__name__)
+except Exception as exc:
+    print(type(exc).__name__, exc)
+"""
+
+
+def test_every_distribution_builds_to_a_wheel_and_an_sdist(dist):
+    names = sorted(path.name for path in dist.iterdir())
+    assert [name for name in names if name.endswith(".whl")] == [
+        "dagonizer-0.1.0-py3-none-any.whl",
+        "dagonizer_file-0.1.0-py3-none-any.whl",
+    ]
+    assert len([name for name in names if name.endswith(".tar.gz")]) == 2
+
+
+def test_wheels_work_in_an_empty_environment(dist, tmp_path):
+    environment = Environment(tmp_path / "env")
+    environment.install("--find-links", str(dist), "dagonizer")
+    assert 'pip install "dagonizer[redis]"' in environment(TRY.format(url="redis://localhost"))
+    assert 'pip install "dagonizer[file]"' in environment(TRY.format(url="file:x"))
+    assert "unknown scheme 'nope'; installed: memory" in environment(TRY.format(url="nope://x"))
+
+    environment.install("--find-links", str(dist), "dagonizer[file]")
+    assert environment(TRY.format(url=f"file://{tmp_path}/store")) == "FileCheckpointStore"
+    assert "installed: file, memory" in environment(TRY.format(url="nope://x"))
+    assert environment("import dagonizer.cli; dagonizer.cli") == ""
+    assert (
+        environment("from importlib.resources import files; print(files('dagonizer').joinpath('py.typed').is_file())")
+        == "True"
+    )
+
+    project = tmp_path / "plugin"
+    project.mkdir()
+    more = '[tool.hatch.build.targets.wheel]\ninclude = ["dagonizer_acme.py"]'
+    (project / "pyproject.toml").write_text(PLUGIN_PROJECT.format(more=more))
+    (project / "dagonizer_acme.py").write_text(PLUGIN)
+    environment.install(str(project))
+    assert environment(TRY.format(url="acme://cloud")) == "MemoryCheckpointStore"
+
+    (project / "pyproject.toml").write_text(
+        PLUGIN_PROJECT.replace("dagonizer-acme", "dagonizer-acme-fork").format(more=more)
+    )
+    environment.install(str(project))
+    answer = environment(TRY.format(url="acme://cloud"))
+    assert answer.startswith("DuplicateSchemeError")
+    assert "dagonizer-acme-fork" in answer
+    assert "of dagonizer-acme and" in answer or answer.split(";")[0].endswith("of dagonizer-acme")
+
+
+def test_all_distributions_have_one_version_and_python_range():
+    projects = [tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"] for folder in FOLDERS]
+    assert {(project["version"], project["requires-python"], project["license"]) for project in projects} == {
+        ("0.1.0", ">=3.11", "MIT")
+    }
+    extras = projects[0]["optional-dependencies"]
+    assert set(extras) == {"file", "postgres", "redis", "s3", "etcd", "conformance", "cli", "all"}

@@ -220,9 +220,9 @@ async def report(state: SurveyState, context: NodeContext) -> None:  # noqa: ARG
     }
 
 
-def build_dispatcher() -> Dagonizer:
+def build_dispatcher() -> Dagonizer[SurveyState]:
     """Return a dispatcher that knows the DAG ``survey``."""
-    dispatcher = Dagonizer()
+    dispatcher = Dagonizer[SurveyState]()
     for function in (read, parse, measure, rank, report):
         dispatcher.register_node(function)
     placements = [

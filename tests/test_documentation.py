@@ -23,6 +23,12 @@ def test_an_example_prints_what_the_readme_says(source, output):
     assert (ran.stdout, ran.stderr) == (output, "")
 
 
+def test_the_example_of_the_file_adapter_runs(tmp_path):
+    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "adapters/file/README.md").read_text(), re.DOTALL)
+    subprocess.run([sys.executable, "-W", "error", "-c", source], cwd=tmp_path, check=True)
+    assert (tmp_path / "checkpoints").is_dir()
+
+
 def test_the_two_commands_are_one_line_each():
     assert len(COMMANDS) == 2
     assert all("\n" not in command for command in COMMANDS)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import msgspec
 
 from dagonizer.errors import DAGError, ValidationError, ValidationIssue
 from dagonizer.validation import CheckpointData, decode, encode, isolated
@@ -39,8 +40,7 @@ class RunResult(Protocol):
     def skipped_nodes(self) -> Sequence[str]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RecalledCheckpoint(Generic[S]):
+class RecalledCheckpoint(msgspec.Struct, Generic[S], frozen=True):
     """What ``Dagonizer.resume`` needs: the restored state, where to go on, and what has happened before."""
 
     state: S

@@ -5,8 +5,9 @@ Nothing here needs to be inherited or imported by a store; structure is enough.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,8 +53,7 @@ class SupportsListing(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class VersionedJson:
+class VersionedJson(msgspec.Struct, frozen=True):
     """A stored text, and the opaque version that identifies it for ``save_if``."""
 
     json: str

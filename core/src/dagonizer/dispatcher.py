@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
@@ -19,8 +18,7 @@ S = TypeVar("S", bound=NodeStateBase)
 S_contra = TypeVar("S_contra", bound=NodeStateBase, contravariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class NodeContext:
+class NodeContext(msgspec.Struct, frozen=True):
     """What a node may know of its run. ``signal`` is set when the run is asked to stop."""
 
     dag_name: str
@@ -50,8 +48,7 @@ class Node(Protocol[S_contra]):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionNode(Generic[S]):
+class FunctionNode(msgspec.Struct, Generic[S], frozen=True):
     """A node made of an async function; see ``node``."""
 
     name: str
@@ -74,8 +71,7 @@ def node(
     return decorate
 
 
-@dataclass(frozen=True, slots=True)
-class ExecutionResult(Generic[S]):
+class ExecutionResult(msgspec.Struct, Generic[S], frozen=True):
     """A run so far: its state, the node to run next (None when complete), and what has happened, in order."""
 
     state: S

@@ -5,9 +5,9 @@ The entry point's name is the URL scheme, its value the module that holds the tw
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 import pluggy
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
-@dataclass(frozen=True, slots=True)
-class StoreDescription:
+class StoreDescription(msgspec.Struct, frozen=True):
     """What ``dagonizer stores`` prints of a plugin."""
 
     schemes: tuple[str, ...]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dagonizer.contracts import VersionedJson
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
     from dagonizer.url import StoreURL
 
 
-@dataclass
 class _Entries:
     """What the stores of one name share. The lock is for stores used from several threads."""
 
-    by_key: dict[str, VersionedJson] = field(default_factory=dict)
-    versions: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self) -> None:
+        self.by_key: dict[str, VersionedJson] = {}
+        self.versions = itertools.count(1)
+        self.lock = threading.Lock()
 
 
 _entries_by_name: dict[str, _Entries] = {}

@@ -6,9 +6,9 @@ the life of the process, and one module may stand behind several schemes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pluggy
 
 from dagonizer import hookspecs
@@ -46,8 +46,7 @@ _EXTRA_BY_SCHEME = {
 _OPTIONAL_METHODS = ("list_keys", "load_versioned", "save_if")
 
 
-@dataclass(frozen=True, slots=True)
-class StoreListing:
+class StoreListing(msgspec.Struct, frozen=True):
     """A scheme that is installed: its distribution, and its plugin's description or why the plugin does not work."""
 
     scheme: str

@@ -26,8 +26,7 @@ _MSGSPEC_PATH = re.compile(r"(.*) - at `\$(.*)`", re.DOTALL)
 _SHOWN_CHARACTERS = 80
 
 
-@dataclass(frozen=True, slots=True)
-class Lifecycle:
+class Lifecycle(msgspec.Struct, frozen=True):
     """Where a run stands: its ``kind``, the ``error`` of a failed run, and the ``reason`` of a stopped one."""
 
     kind: LifecycleKind = "pending"

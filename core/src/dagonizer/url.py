@@ -29,8 +29,7 @@ class Host(NamedTuple):
     port: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+class Parameter(msgspec.Struct, frozen=True):
     """A query parameter that a scheme knows."""
 
     name: str

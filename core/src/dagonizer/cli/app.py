@@ -35,7 +35,7 @@ def demo(
     *,
     store: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="A store that two processes share. [default: a temporary file: store]"),
+        typer.Option(metavar="URL", help="A store that two processes share. [default: temporary files]"),
     ] = None,
     directory: Annotated[
         Path | None,

@@ -250,17 +250,14 @@ def _check_end(name: str, worker: Worker, *, killed: bool) -> None:
 
 
 def _who_ran(outcome: Outcome) -> Iterable[tuple[str, str, str, str]]:
-    ran = {
-        name: (worker.result or {}).get("ran", ())
-        for name, worker in ((SECOND, outcome.second), (WHOLE, outcome.whole))
-    }
+    by_second, by_whole = ((worker.result or {}).get("ran", ()) for worker in (outcome.second, outcome.whole))
     for node in NODES:
         if node in outcome.saved_nodes:
             first = "ran"
         else:
             first = "killed" if node == outcome.first.started[-1] else "not reached"
-        second = "ran" if node in ran[SECOND] else "from the checkpoint" if node in outcome.saved_nodes else "missing"
-        yield node, first, second, "ran" if node in ran[WHOLE] else "missing"
+        second = "ran" if node in by_second else "from the checkpoint" if node in outcome.saved_nodes else "missing"
+        yield node, first, second, "ran" if node in by_whole else "missing"
 
 
 def _outcome_json(outcome: Outcome, problems: list[str], tree: str, shown_store: str, key: str) -> dict[str, Any]:
@@ -290,9 +287,9 @@ def _print_outcome(console: Console, outcome: Outcome, problems: list[str]) -> N
     totals = report["totals"]
     console.print(
         Text(
-            f"{totals['modules']:,} modules, {totals['lines']:,} lines: {totals['code']:,} code, "
+            f"{totals['lines']:,} lines: {totals['code']:,} code, "
             f"{totals['comments']:,} comment, {totals['blank']:,} blank; {totals['functions']:,} functions, "
-            f"{totals['classes']:,} classes; {len(report['warnings'])} warnings"
+            f"{totals['classes']:,} classes; warnings: {len(report['warnings'])}"
         )
     )
     console.print()
@@ -325,16 +322,15 @@ def _report_table(report: dict[str, Any]) -> Table:
     table = Table(title="most complex modules", title_justify="left", title_style="bold", header_style="bold")
     table.add_column("#", justify="right", style="dim")
     table.add_column("module", overflow="fold", ratio=1)
-    for heading in ("score", "lines", "code", "complexity", "per 100"):
+    for heading in ("score", "code", "complexity", "per 100"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("longest function", no_wrap=True, overflow="ellipsis", max_width=26)
+    table.add_column("longest function", no_wrap=True, overflow="ellipsis", max_width=20)
     for place, row in enumerate(report["top"], 1):
-        function = f"{row['longest_function']} {row['longest_function_lines']:,}" if row["longest_function"] else ""
+        function = f"{row['longest_function_lines']:>3} {row['longest_function']}" if row["longest_function"] else ""
         table.add_row(
             str(place),
             Text(row["module"]),
             f"{row['score']:,.1f}",
-            f"{row['lines']:,}",
             f"{row['code']:,}",
             f"{row['complexity']:,}",
             f"{row['density']:.1f}",

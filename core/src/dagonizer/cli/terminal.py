@@ -7,7 +7,7 @@ import time
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
 _PIPED_WIDTH = 100
@@ -93,14 +93,20 @@ class Lines:
         self._console.print(Text(f"{worker:<15}{what}"))
 
 
+class _Seconds(ProgressColumn):
+    """The age of a worker. Rich's own column stops when a bar is full, here after the first node."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.elapsed or 0:5.1f} s", style="dim")
+
+
 def worker_bars(console: Console) -> Progress:
     """Return the progress display that ``Bars`` writes on."""
     return Progress(
-        SpinnerColumn(finished_text=" "),
         TextColumn("{task.description:<15}", style="bold", markup=False),
-        TextColumn("{task.fields[node]:<26}", markup=False),
-        BarColumn(bar_width=28),
+        TextColumn("{task.fields[node]:<18}", markup=False),
+        BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        _Seconds(),
         console=console,
     )

@@ -150,6 +150,21 @@ def test_a_failing_node_is_the_cursor_and_the_lifecycle_says_why():
     asyncio.run(scenario())
 
 
+def test_a_failure_that_is_falsy_is_a_failure():
+    class EmptyError(Exception):
+        def __bool__(self):
+            return False
+
+    async def fail(state, context):
+        raise EmptyError
+
+    async def scenario():
+        result = await chain(fail).execute("chain", Log())
+        assert isinstance(result.state.lifecycle.error, EmptyError)
+
+    asyncio.run(scenario())
+
+
 def test_a_node_that_cancels_itself_has_failed():
     async def quit_early(state, context):
         raise asyncio.CancelledError

@@ -291,7 +291,9 @@ class Execution(Generic[S]):
             else:
                 state.transition("timed_out", reason=f"the run took longer than {self._timeout} s")
             return
-        error = work.exception() or _unknown_output(placement, work.result())
+        error = work.exception()
+        if error is None:
+            error = _unknown_output(placement, work.result())
         if error is None:
             cursor = _next_cursor(placement, work.result())
             executed = (*result.executed_nodes, placement.name)

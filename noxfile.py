@@ -14,8 +14,8 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "types", "tests"]
 
 SUPPORTED = ("3.11", "3.12", "3.13")
-PACKAGES = ("core", "adapters/file")
-SOURCES = ("core/src", "adapters/file/src")
+PACKAGES = ("core", "adapters/file", "conformance")
+SOURCES = tuple(f"{package}/src" for package in PACKAGES)
 
 
 def _interpreter(version: str) -> str | None:
@@ -61,6 +61,13 @@ def types(session: nox.Session) -> None:
     _install(session, "types", "test")
     session.run("mypy", *SOURCES)
     session.run("pyright")
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """Test the kit against its mutants and the reference store."""
+    _install(session)
+    session.run("dagonizer-conformance", "mutants", *session.posargs)
 
 
 @nox.session

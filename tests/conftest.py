@@ -1,4 +1,7 @@
 import os
+import subprocess
+import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -13,3 +16,41 @@ def vectors():
     if not folder.is_dir() and not os.environ.get("CI"):
         pytest.skip(f"{folder} is not here; set CI=true to make this a failure")
     return folder
+
+
+DISTRIBUTIONS = ("core", "adapters/file", "conformance")
+
+
+def run(*command, **options):
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
+    return ran.stdout
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory):
+    """A folder with a wheel and an sdist of every distribution."""
+    folder = tmp_path_factory.mktemp("dist")
+    for project in DISTRIBUTIONS:
+        run(sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT / project))
+    return folder
+
+
+class Environment:
+    """A virtual environment of its own, with nothing but what is installed by its methods."""
+
+    def __init__(self, folder):
+        venv.create(folder, with_pip=True)
+        self.commands = folder / ("Scripts" if os.name == "nt" else "bin")
+        self.python = str(self.commands / "python")
+
+    def install(self, *arguments):
+        run(self.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments)
+
+    def __call__(self, code):
+        return run(self.python, "-I", "-c", code).strip()
+
+
+@pytest.fixture
+def new_environment(tmp_path):
+    return lambda: Environment(tmp_path / "environment")

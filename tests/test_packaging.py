@@ -1,16 +1,10 @@
 """What a user installs: wheels in an environment of their own."""
 
-import os
-import subprocess
-import sys
 import tomllib
-import venv
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("core", "adapters/file")
+FOLDERS = ("core", "adapters/file", "conformance")
 
 PLUGIN_PROJECT = """
 [build-system]
@@ -35,32 +29,6 @@ def dagonizer_open_store(url): return MemoryCheckpointStore()
 """
 
 
-def run(*command, **options):
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
-    return ran.stdout
-
-
-@pytest.fixture(scope="module")
-def dist(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dist")
-    for project in FOLDERS:
-        run(sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT / project))
-    return folder
-
-
-class Environment:
-    def __init__(self, folder):
-        venv.create(folder, with_pip=True)
-        self.python = str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
-
-    def install(self, *arguments):
-        run(self.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments)
-
-    def __call__(self, code):
-        return run(self.python, "-I", "-c", code).strip()
-
-
 TRY = """
 import sys
 from dagonizer import open_store
@@ -75,13 +43,14 @@ def test_every_distribution_builds_to_a_wheel_and_an_sdist(dist):
     names = sorted(path.name for path in dist.iterdir())
     assert [name for name in names if name.endswith(".whl")] == [
         "dagonizer-0.1.0-py3-none-any.whl",
+        "dagonizer_conformance-0.1.0-py3-none-any.whl",
         "dagonizer_file-0.1.0-py3-none-any.whl",
     ]
-    assert len([name for name in names if name.endswith(".tar.gz")]) == 2
+    assert len([name for name in names if name.endswith(".tar.gz")]) == 3
 
 
-def test_wheels_work_in_an_empty_environment(dist, tmp_path):
-    environment = Environment(tmp_path / "env")
+def test_wheels_work_in_an_empty_environment(dist, new_environment, tmp_path):
+    environment = new_environment()
     environment.install("--find-links", str(dist), "dagonizer")
     assert 'pip install "dagonizer[redis]"' in environment(TRY.format(url="redis://localhost"))
     assert 'pip install "dagonizer[file]"' in environment(TRY.format(url="file:x"))

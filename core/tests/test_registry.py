@@ -12,6 +12,7 @@ from dagonizer import (
     DagonizerError,
     DuplicateSchemeError,
     MemoryCheckpointStore,
+    StoreClosedError,
     StoreError,
     StoreURL,
     StoreURLError,
@@ -106,6 +107,31 @@ def test_a_scheme_is_opened_by_its_plugin_alone(install):
 
     asyncio.run(scenario())
     assert "acme_other" not in sys.modules
+
+
+def test_a_store_of_three_methods_ends_when_it_is_closed(install):
+    install("acme-dist", "acme_one", PLUGIN.format(name="acme", opened="acmeStore()"), "acme")
+
+    async def scenario():
+        async with open_store("acme://h") as store:
+            await store.save("k", "v")
+        await store.aclose()
+        for call in (lambda: store.save("k", "v"), lambda: store.load("k"), lambda: store.delete("k"), store.list_keys):
+            with pytest.raises(StoreClosedError, match="acmeStore is closed"):
+                await call()
+
+    asyncio.run(scenario())
+
+
+def test_a_plugin_says_which_hosts_its_store_connects_to(install):
+    source = PLUGIN.format(name="acme", opened="acmeStore()")
+    install("plain-dist", "acme_plain", source, "plain")
+    source += "\n@hookimpl\ndef dagonizer_store_endpoints(url): return [(url.path, 7)]"
+    install("other-dist", "acme_other", source, "other")
+    assert registry.store_endpoints("plain://a:1,b/p") == (("a", 1), ("b", None))
+    assert registry.store_endpoints("other://a:1/p") == (("/p", 7),)
+    assert registry.store_endpoints("memory://name") == ()
+    assert registry.installed_schemes() >= {"plain", "other", "memory"}
 
 
 def test_two_distributions_that_claim_a_scheme_are_both_named(install):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from dagonizer.url import StoreURL
+    from dagonizer.url import Host, StoreURL
 
 
 class _Entries:
@@ -125,3 +125,9 @@ def dagonizer_open_store(url: StoreURL) -> MemoryCheckpointStore:
     if url.path not in ("", "/") or url.username is not None or len(url.hosts) > 1 or any(h.port for h in url.hosts):
         raise StoreURLError(f"{url}: a memory URL is memory://name")
     return MemoryCheckpointStore(url.hosts[0].name if url.hosts else "")
+
+
+@hookimpl
+def dagonizer_store_endpoints() -> tuple[Host, ...]:
+    """Say that the name in ``memory://name`` is no host."""
+    return ()

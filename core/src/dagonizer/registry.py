@@ -6,23 +6,29 @@ the life of the process, and one module may stand behind several schemes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import msgspec
 import pluggy
 
 from dagonizer import hookspecs
 from dagonizer.contracts import ClosableStore
-from dagonizer.errors import DuplicateSchemeError, StoreError, UnknownSchemeError
+from dagonizer.errors import DuplicateSchemeError, StoreClosedError, StoreError, UnknownSchemeError
 from dagonizer.url import StoreURL
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from importlib.metadata import EntryPoint
     from types import TracebackType
     from typing import Self
 
     from dagonizer.contracts import CheckpointStore
     from dagonizer.hookspecs import StoreDescription
+    from dagonizer.url import Host
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ENTRY_POINT_GROUP = "dagonizer.stores"
 
@@ -72,7 +78,22 @@ def open_store(url: str | StoreURL) -> ClosableStore:
 
 def list_stores() -> tuple[StoreListing, ...]:
     """Return every installed scheme in alphabetical order. A plugin that does not work is listed with its error."""
-    return tuple(_listing(scheme) for scheme in sorted({entry_point.name for entry_point in _entry_points()}))
+    return tuple(_listing(scheme) for scheme in sorted(installed_schemes()))
+
+
+def installed_schemes() -> frozenset[str]:
+    """Return the schemes of the installed plugins, without importing any."""
+    return frozenset(entry_point.name for entry_point in _entry_points())
+
+
+def store_endpoints(url: str | StoreURL) -> tuple[Host, ...]:
+    """Return the hosts that the store of ``url`` connects to, none for a store without a network.
+
+    Raises the same errors as ``open_store``.
+    """
+    parsed = url if isinstance(url, StoreURL) else StoreURL.parse(url)
+    endpoints = _hooks(_entry_point(parsed.scheme)).dagonizer_store_endpoints(url=parsed)
+    return parsed.hosts if endpoints is None else tuple(endpoints)
 
 
 def _listing(scheme: str) -> StoreListing:
@@ -107,7 +128,7 @@ def _unknown(scheme: str) -> str:
     extra = _EXTRA_BY_SCHEME.get(scheme)
     if extra is not None:
         return f'no plugin for the scheme {scheme!r} is installed; run: pip install "dagonizer[{extra}]"'
-    installed = sorted({entry_point.name for entry_point in _entry_points()})
+    installed = sorted(installed_schemes())
     known = sorted(set(_EXTRA_BY_SCHEME).difference(installed))
     return f"unknown scheme {scheme!r}; installed: {', '.join(installed) or 'none'}" + (
         f"; to be had as extras of dagonizer: {', '.join(known)}" if known else ""
@@ -137,19 +158,32 @@ def _distribution(entry_point: EntryPoint) -> str:
 
 
 class _Closable:
-    """A plugin's store of three methods, given ``async with``, with whatever optional methods it has."""
+    """A plugin's store of three methods, given ``async with`` and an end, with whatever optional methods it has."""
 
     def __init__(self, store: CheckpointStore) -> None:
         self._store = store
-        self.save = store.save
-        self.load = store.load
-        self.delete = store.delete
+        self._closed = False
+        self.save = self._until_closed(store.save)
+        self.load = self._until_closed(store.load)
+        self.delete = self._until_closed(store.delete)
         for name in _OPTIONAL_METHODS:
             if hasattr(store, name):
-                setattr(self, name, getattr(store, name))
+                setattr(self, name, self._until_closed(getattr(store, name)))
+
+    def _until_closed(self, method: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(method)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if self._closed:
+                raise StoreClosedError(f"this {type(self._store).__name__} is closed")
+            return method(*args, **kwargs)
+
+        return call
 
     async def aclose(self) -> None:
-        """Close the store, if it can be closed."""
+        """Close the store, once, if it can be closed."""
+        if self._closed:
+            return
+        self._closed = True
         close = getattr(self._store, "aclose", None)
         if close is not None:
             await close()

@@ -1,0 +1,280 @@
+"""Compare-and-swap: nobody overwrites what he has not seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dagonizer.errors import StoreConflictError, StoreError
+from dagonizer_conformance.case import case
+from dagonizer_conformance.context import overlapped
+from dagonizer_conformance.outcomes import Inconclusive, Violation, expect, expect_text, shown
+from dagonizer_conformance.results import Capability
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dagonizer_conformance.client import Call, Client
+    from dagonizer_conformance.context import Context
+
+_CLIENTS = 4
+_ATTEMPTS = 5
+
+# Among them what means "any", "none" or nothing at all to some backend.
+_BOGUS = ("", " ", "*", "0", "-1", "1", "None", "null", "bogus", "'", "%", "versi\u00f3n 😀", "9" * 40, "9" * 10_000)
+
+
+@case("compare-and-swap.stale-version", capability=Capability.COMPARE_AND_SWAP, oracle="who saved last")
+async def stale_version(context: Context) -> None:
+    """A save_if with the version of an older text raises StoreConflictError and changes nothing."""
+    client, other = await context.open(), await context.open()
+    for name, change in (("saved", "save"), ("swapped", "save_if"), ("deleted", "delete")):
+        key = context.key(name)
+        old = await client.save_if(key, context.text(key), expected=None)
+        text: str | None = context.text(key, writer="other")
+        match change:
+            case "save":
+                await other.save(key, str(text))
+            case "save_if":
+                await other.save_if(key, str(text), expected=old)
+            case _:
+                await other.delete(key)
+                text = None
+        for loser in (client, other):
+            await _expect_conflict(context, loser, key, old, f"a version from before the entry was {name}")
+            expect_text(await client.load(key), text, "what was loaded after a save_if that was refused")
+
+
+@case("compare-and-swap.absent", capability=Capability.COMPARE_AND_SWAP, oracle="whether there is an entry")
+async def absent(context: Context) -> None:
+    """Without an entry there is no version, and a save_if that expects none saves only then."""
+    client = await context.open()
+    key = context.key()
+    for _ in range(2):
+        expect(await client.load_versioned(key) is None, "load_versioned found an entry where there is none")
+        text = context.text(key)
+        version = await client.save_if(key, text, expected=None)
+        expect_text(await client.load(key), text, "what was loaded after a save_if where no entry was")
+        await _expect_conflict(context, client, key, None, "expected=None where there is an entry")
+        expect_text(await client.load(key), text, "what was loaded after a save_if that was refused")
+        await client.delete(key)
+        await _expect_conflict(context, client, key, version, "the version of an entry that was deleted")
+        expect_text(await client.load(key), None, "what was loaded after a save_if of an absent key was refused")
+
+
+@case(
+    "compare-and-swap.bogus-version", capability=Capability.COMPARE_AND_SWAP, oracle="no load ever returned the version"
+)
+async def bogus_version(context: Context) -> None:
+    """A version that the store never gave for this entry is refused with a StoreError, and nothing changes."""
+    client = await context.open()
+    key, missing, neighbour = context.key(), context.key("missing"), context.key("neighbour")
+    text = context.text(key)
+    # Not the first save, for the neighbour's version may be a number that is counted for each key.
+    await client.save(key, context.text(key))
+    version = await client.save_if(key, text, expected=await _version(client, key))
+    of_neighbour = await client.save_if(neighbour, context.text(neighbour), expected=None)
+    for bogus in (*_BOGUS, f"{version}0", of_neighbour):
+        for target, present in ((key, text), (missing, None)):
+            if target == key and bogus == version:
+                continue
+            try:
+                await client.save_if(target, context.text(target), expected=bogus)
+            except StoreError:
+                expect_text(await client.load(target), present, f"what was loaded after a save_if with {shown(bogus)}")
+            else:
+                raise Violation(
+                    f"save_if({shown(target)}) accepted the version {shown(bogus)}, "
+                    + ("though there is no entry" if present is None else f"though it is {shown(version)}")
+                )
+    await client.save_if(key, context.text(key), expected=version)
+
+
+@case("compare-and-swap.version-moves", capability=Capability.COMPARE_AND_SWAP, oracle="whether the text changed")
+async def version_moves(context: Context) -> None:
+    """Whatever changes the text changes the version: save, save_if, and deletion with re-creation."""
+    client, other = await context.open(), await context.open()
+    key = context.key()
+    await client.save(key, context.text(key))
+    for name in ("a save", "a save_if", "a deletion and a save", "a deletion and a save_if"):
+        before = await _version(client, key)
+        expected: str | None = before
+        text = context.text(key)
+        if "deletion" in name:
+            await other.delete(key)
+            expected = None
+        if "save_if" in name:
+            await other.save_if(key, text, expected=expected)
+        else:
+            await other.save(key, text)
+        expect(await _version(client, key) != before, f"{name} changed the text but left the version {shown(before)}")
+        await _expect_conflict(context, client, key, before, f"a version from before {name}")
+        expect_text(await client.load(key), text, "what was loaded after a save_if that was refused")
+
+
+@case("compare-and-swap.returned-version", capability=Capability.COMPARE_AND_SWAP, oracle="nobody else saves")
+async def returned_version(context: Context) -> None:
+    """The version that save_if returns is that of the text it saved, and the next save_if can use it."""
+    client, other = await context.open(), await context.open()
+    key = context.key()
+    version: str | None = None
+    for _ in range(4):
+        text = context.text(key)
+        version = await client.save_if(key, text, expected=version)
+        for reader in (client, other):
+            found = await reader.load_versioned(key)
+            expect_text(found and found.json, text, f"what {reader.name} loaded after a save_if")
+            found_version = found and found.version
+            expect(
+                found_version == version,
+                f"save_if returned the version {shown(version)}, but {reader.name} loads {shown(found_version)}",
+            )
+
+
+@case("compare-and-swap.unchanged-entry", capability=Capability.COMPARE_AND_SWAP, oracle="nobody changes the entry")
+async def unchanged_entry(context: Context) -> None:
+    """While an entry is unchanged its version stays valid, whatever happens to other keys."""
+    client, other = await context.open(), await context.open()
+    key, neighbour = context.key(), context.key("neighbour")
+    version = await client.save_if(key, context.text(key), expected=None)
+    await other.save(neighbour, context.text(neighbour))
+    await other.save_if(neighbour, context.text(neighbour), expected=await _version(other, neighbour))
+    await other.delete(neighbour)
+    await _expect_conflict(context, other, key, None, "expected=None where there is an entry")
+    await other.load(key)
+    found = await _version(other, key)
+    expect(
+        found == version, f"the version went from {shown(version)} to {shown(found)} though nobody changed the entry"
+    )
+    try:
+        await client.save_if(key, context.text(key), expected=version)
+    except StoreConflictError as exc:
+        raise Violation("save_if was refused though only other keys had been changed meanwhile") from exc
+
+
+@case("compare-and-swap.aba", capability=Capability.COMPARE_AND_SWAP, oracle="which text each version was loaded with")
+async def aba(context: Context) -> None:
+    """A version is never valid for a different text, also when the entry was deleted and created again."""
+    client = await context.open()
+    key = context.key()
+    # Of one length and with one beginning.
+    beginning = context.text(key, size=3_000)
+    a, b, c = (f"{beginning}{end}" for end in "abc")
+    steps = [a, b, a, None, b, None, c, a, b, None, a, c]
+    steps += context.random.choices([a, b, c, None], k=context.scale(smoke=0, default=30, soak=1_000))
+    texts: dict[str, str] = {}
+    for number, text in enumerate(steps):
+        if text is None:
+            await client.delete(key)
+        elif number % 2:
+            await client.save(key, text)
+        else:
+            found = await client.load_versioned(key)
+            await client.save_if(key, text, expected=None if found is None else found.version)
+        if text is not None:
+            version = await _version(client, key)
+            expect(
+                texts.setdefault(version, text) == text,
+                f"the version {shown(version)} stands for two different texts, {number + 1} changes after the first",
+            )
+        for old in [old for old, its_text in texts.items() if its_text != text][-2:]:
+            await _expect_conflict(context, client, key, old, "the version of a text that was there before")
+        expect_text(await client.load(key), text, "what was loaded after a save_if that was refused")
+
+
+@case(
+    "compare-and-swap.counter",
+    capability=Capability.COMPARE_AND_SWAP,
+    oracle="how often it was incremented",
+    seconds=60,
+)
+async def counter(context: Context) -> None:
+    """When several clients increment a counter by compare-and-swap, none of their increments is lost."""
+    first = await context.open()
+    key = context.key()
+    await first.save(key, "0 by nobody")
+    increments = context.scale(smoke=6, default=30, soak=500)
+
+    async def increment(client: Client) -> None:
+        done = 0
+        while done < increments:
+            found = await client.load_versioned(key)
+            if found is None:
+                raise Violation("a counter that is only incremented was absent")
+            try:
+                await client.save_if(key, f"{_count(found.json) + 1} by {client.name}", expected=found.version)
+            except StoreConflictError:
+                continue
+            done += 1
+
+    for attempt in range(1, _ATTEMPTS + 1):
+        calls = await context.concurrently(*[increment] * _CLIENTS, overlap=False)
+        total = attempt * _CLIENTS * increments
+        counted = _count(await first.load(key) or "0")
+        expect(counted == total, f"{total} increments of a counter have made it {counted}")
+        tried = [_count(call.argument or "0") for call in calls if call.name == "save_if"]
+        if overlapped(calls) and len(set(tried)) < len(tried):
+            return
+    raise Inconclusive("clients that increment a counter at once never met")
+
+
+@case(
+    "compare-and-swap.create-race",
+    capability=Capability.COMPARE_AND_SWAP,
+    oracle="who was told that it won",
+    seconds=60,
+)
+async def create_race(context: Context) -> None:
+    """When several clients create one key at once, exactly one of them wins, and its text is there."""
+    for attempt in range(_ATTEMPTS):
+        names = [f"{attempt}/{number}" for number in range(context.scale(smoke=8, default=40, soak=500))]
+        if overlapped(await _race(context, [context.key(name) for name in names])):
+            return
+    raise Inconclusive("clients that create keys at once never met")
+
+
+async def _race(context: Context, keys: Sequence[str]) -> Sequence[Call]:
+    wins: dict[str, list[tuple[str, str]]] = {key: [] for key in keys}
+
+    async def create(client: Client) -> None:
+        for key in keys:
+            text = context.text(key, writer=client.name, size=2_000)
+            try:
+                version = await client.save_if(key, text, expected=None)
+            except StoreConflictError:
+                expect(
+                    await client.load_versioned(key) is not None,
+                    f"{shown(key)} is absent though it could not be created",
+                )
+            else:
+                wins[key].append((text, version))
+
+    calls = await context.concurrently(*[create] * _CLIENTS, overlap=False)
+    client = await context.open()
+    for key, winners in wins.items():
+        expect(len(winners) == 1, f"{len(winners)} of {_CLIENTS} clients were told that they created {shown(key)}")
+        text, version = winners[0]
+        found = await client.load_versioned(key)
+        expect_text(found and found.json, text, f"what was loaded from {shown(key)} after one client won")
+        expect(found and found.version == version, f"the winner of {shown(key)} got another version than the entry has")
+    return calls
+
+
+async def _expect_conflict(context: Context, client: Client, key: str, expected: str | None, what: str) -> None:
+    try:
+        await client.save_if(key, context.text(key, writer="loser"), expected=expected)
+    except StoreConflictError:
+        return
+    except StoreError as exc:
+        raise Violation(f"save_if with {what} raised {type(exc).__name__}, not StoreConflictError") from exc
+    raise Violation(f"save_if with {what} was accepted: {shown(key)}, expected={shown(expected)}")
+
+
+async def _version(client: Client, key: str) -> str:
+    found = await client.load_versioned(key)
+    if found is None:
+        raise Violation(f"load_versioned({shown(key)}) of {client.name} returned None though there is an entry")
+    return found.version
+
+
+def _count(text: str) -> int:
+    return int(text.split(maxsplit=1)[0])

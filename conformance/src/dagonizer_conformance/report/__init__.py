@@ -1,0 +1,5 @@
+"""The report of a run, in the formats that people, browsers and build servers read."""
+
+from dagonizer_conformance.report._render import FORMATS, render
+
+__all__ = ["FORMATS", "render"]

@@ -21,6 +21,7 @@ from dagonizer import (
     SupportsClose,
     SupportsCompareAndSwap,
     SupportsListing,
+    VersionedJson,
     open_store,
 )
 from dagonizer.registry import store_endpoints
@@ -636,5 +637,42 @@ class TestFaults:
                 assert len([key async for key in store.list_keys()]) == 1000
                 await harness.kill()
                 assert [key async for key in store.list_keys()] == []
+
+        asyncio.run(main())
+
+    def test_save_keeps_version(self):
+        async def main():
+            async with opened(faults=["save-keeps-version"]) as (_, store):
+                version = await store.save_if("key", "one", expected=None)
+                await store.save("key", "two")
+                assert await store.load_versioned("key") == VersionedJson("two", version)
+
+        asyncio.run(main())
+
+    def test_versions_restart(self):
+        async def main():
+            async with opened(faults=["versions-restart"]) as (_, store):
+                versions = []
+                for text in ("one", "two"):
+                    versions.append(await store.save_if("key", text, expected=None))
+                    await store.delete("key")
+                assert versions[0] == versions[1]
+
+        asyncio.run(main())
+
+    def test_version_of_backend(self):
+        async def main():
+            async with opened(faults=["version-of-backend"]) as (_, store):
+                version = await store.save_if("key", "one", expected=None)
+                await store.save("another", "text")
+                assert await store.load_versioned("key") != VersionedJson("one", version)
+
+        asyncio.run(main())
+
+    def test_version_is_second(self):
+        async def main():
+            async with opened(faults=["version-is-second"]) as (_, store):
+                versions = {await store.save_if(f"key {n}", "text", expected=None) for n in range(20)}
+                assert len(versions) < 20
 
         asyncio.run(main())

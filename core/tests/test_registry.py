@@ -123,6 +123,19 @@ def test_a_store_of_three_methods_ends_when_it_is_closed(install):
     asyncio.run(scenario())
 
 
+def test_what_is_installed_is_looked_up_once_and_again_when_a_scheme_is_missing(install, monkeypatch):
+    scans = []
+    entry_points = importlib.metadata.entry_points
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **group: scans.append(group) or entry_points(**group))
+    with pytest.raises(UnknownSchemeError):
+        open_store("acme://h")
+    del scans[:]
+    install("acme-dist", "acme_one", PLUGIN.format(name="acme", opened="acmeStore()"), "acme")
+    for _ in range(3):
+        open_store("acme://h")
+    assert len(scans) == 1
+
+
 def test_a_plugin_says_which_hosts_its_store_connects_to(install):
     source = PLUGIN.format(name="acme", opened="acmeStore()")
     install("plain-dist", "acme_plain", source, "plain")

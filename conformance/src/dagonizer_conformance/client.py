@@ -55,6 +55,8 @@ class Record:
         self.calls: list[Call] = []
         self.errors: list[BaseException] = []
         self.keys: dict[str, set[str]] = {}
+        self.deleted: set[tuple[str, str]] = set()
+        """What was deleted at some time; it may have been saved again."""
         self._texts: dict[tuple[str, str], set[str]] = {}
         self._last: dict[tuple[str, str], str] = {}
 
@@ -116,7 +118,9 @@ class Client:
 
     async def delete(self, key: str) -> object:
         """Delete, and return whatever the store returns."""
-        return await self._call("delete", key, None, lambda: self.store.delete(key))
+        returned = await self._call("delete", key, None, lambda: self.store.delete(key))
+        self._record.deleted.add((self.namespace, key))
+        return returned
 
     async def load_versioned(self, key: str) -> VersionedJson | None:
         """Load with the version. Raises ``Violation`` like ``load``, and for a result of another shape."""

@@ -25,7 +25,7 @@ from dagonizer_conformance.process import ClientProcess
 from dagonizer_conformance.proxy import FaultProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
     from typing import Self
 
     from dagonizer.url import Host
@@ -38,6 +38,8 @@ _ENOUGH_OVERLAPS = 3
 _TO_SEE_IT_LATE = 0.5
 _NOT_SHARED = "another process finds nothing of what is saved here: the data live in one process"
 _GIVE_WAY = 0.05
+_CLEANERS = 16
+_MOST = 10
 
 
 class Budget(StrEnum):
@@ -176,6 +178,13 @@ class Context:
             expect_overlap(calls)
         return calls
 
+    def until_overlapped(self, times: int) -> Iterator[int]:
+        """Count to ``times``, and on, up to ten times as far, while the calls of this case have not ``overlapped``."""
+        for number in range(_MOST * times):
+            if number and number % times == 0 and overlapped(self.record.calls):
+                return
+            yield number
+
     async def together(self, client: Client, *scripts: Script) -> Sequence[Call]:
         """Run the scripts as tasks that share ``client``, and return their calls.
 
@@ -257,7 +266,7 @@ class Context:
 
     async def _expect_shared(self, client: Client) -> None:
         here = await self.open()
-        key = self.key("shared")
+        key = self.key(f"seen by {client.name}")
         await here.save(key, text := self.text(key, writer="probe"))
         await self.close(here)
         if await client.load(key) == text:
@@ -322,8 +331,7 @@ class Context:
 
     async def finish(self) -> None:
         """Close, stop and delete everything that the case has left."""
-        for process in self._processes:
-            await process.stop()
+        await asyncio.gather(*(process.stop() for process in self._processes))
         try:
             for client in reversed(self._opened):
                 await self._close(client)
@@ -337,12 +345,14 @@ class Context:
     async def _delete(self, namespace: str, keys: Sequence[str]) -> None:
         async def delete_next() -> None:
             for key in remaining:
-                await client.delete(key)
+                # To look costs less than to delete.
+                if (namespace, key) not in self.record.deleted or await client.load(key) is not None:
+                    await client.delete(key)
 
         client = await self._open(namespace)
         remaining = iter(keys)
         try:
-            await _all_of(delete_next() for _ in range(8))
+            await _all_of(delete_next() for _ in range(_CLEANERS))
         finally:
             await self._close(client)
 

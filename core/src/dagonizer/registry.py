@@ -7,6 +7,7 @@ the life of the process, and one module may stand behind several schemes.
 from __future__ import annotations
 
 import functools
+import sys
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import msgspec
@@ -109,19 +110,33 @@ def _listing(scheme: str) -> StoreListing:
 
 
 def _entry_points() -> tuple[EntryPoint, ...]:
+    return _entry_points_on(tuple(sys.path))
+
+
+@functools.cache
+def _entry_points_on(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:  # noqa: ARG001 - what the answer depends on
+    """Return what is installed. To look costs a file of every distribution, so it is done once."""
     from importlib.metadata import entry_points  # noqa: PLC0415 - slow to import, and only opening a store needs it
 
     return tuple(entry_points(group=ENTRY_POINT_GROUP))
 
 
 def _entry_point(scheme: str) -> EntryPoint:
-    found = [entry_point for entry_point in _entry_points() if entry_point.name == scheme]
+    found = _claims(scheme)
+    if not found:
+        # It may have been installed since.
+        _entry_points_on.cache_clear()
+        found = _claims(scheme)
     if not found:
         raise UnknownSchemeError(_unknown(scheme))
     if len(found) > 1:
-        claims = " and ".join(_named(entry_point) for entry_point in found)
-        raise DuplicateSchemeError(f"the scheme {scheme!r} is claimed by {claims}; uninstall one of them")
+        claimants = " and ".join(_named(entry_point) for entry_point in found)
+        raise DuplicateSchemeError(f"the scheme {scheme!r} is claimed by {claimants}; uninstall one of them")
     return found[0]
+
+
+def _claims(scheme: str) -> list[EntryPoint]:
+    return [entry_point for entry_point in _entry_points() if entry_point.name == scheme]
 
 
 def _unknown(scheme: str) -> str:

@@ -33,11 +33,11 @@ async def readers_during_overwrites(context: Context) -> None:
     first = await context.open()
     await first.save(key, context.text(key, writer="first"))
     finished = asyncio.Event() if await context.gives_way() else threading.Event()
-    overwrites = context.scale(smoke=20, default=120, soak=2_000)
+    overwrites = context.scale(smoke=15, default=120, soak=2_000)
 
     async def write(client: Client) -> None:
         try:
-            for number in range(overwrites):
+            for number in context.until_overlapped(overwrites):
                 await client.save(key, context.text(key, size=_SIZES[number % len(_SIZES)]))
         finally:
             finished.set()
@@ -75,7 +75,7 @@ async def first_save_race(context: Context) -> None:
     calls: list[Call] = []
     limit = 10
     while not calls or (not overlapped(calls) and limit):
-        keys = [context.key(f"{limit}/{number}") for number in range(context.scale(smoke=6, default=30, soak=300))]
+        keys = [context.key(f"{limit}/{number}") for number in range(context.scale(smoke=4, default=30, soak=300))]
         meet = await context.meeting(_WRITERS)
         scripts = [_race(context, keys, meet, number) for number in range(_WRITERS)]
         calls += await context.concurrently(*scripts, overlap=False)

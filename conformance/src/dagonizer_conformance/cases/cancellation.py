@@ -144,7 +144,7 @@ async def usable_afterwards(context: Context) -> None:
         return landed
 
     for attempt in (load, save, delete, crowd, unused):
-        await cancellations.everywhere(attempt, at_random=context.scale(smoke=4, default=40, soak=1_000))
+        await cancellations.everywhere(attempt, at_random=context.scale(smoke=2, default=40, soak=1_000))
     await cancellations.expect_some()
 
 
@@ -176,7 +176,8 @@ async def old_or_new(context: Context) -> None:
         return landed
 
     few = context.scale(smoke=1, default=15, soak=300)
-    for name, old_size, new_size in (("same", 0, 0), ("grows", 0, _MIB), ("shrinks", _MIB, 0), ("new", None, _MIB)):
+    large = context.scale(smoke=_MIB // 4, default=_MIB, soak=_MIB)
+    for name, old_size, new_size in (("same", 0, 0), ("grows", 0, large), ("shrinks", large, 0), ("new", None, large)):
         key = context.key(name)
         old = None if old_size is None else context.text(key, size=old_size)
         attempt = partial(save, key, old, context.text(key, size=new_size))
@@ -252,7 +253,7 @@ async def no_late_write(context: Context) -> None:
     # Whoever must wait for others is more easily overtaken.
     async with _company(context):
         for attempt in (save_save, delete_save, save_delete):
-            await cancellations.everywhere(attempt, at_random=context.scale(smoke=3, default=40, soak=1_000))
+            await cancellations.everywhere(attempt, at_random=context.scale(smoke=1, default=40, soak=1_000))
     # There is no event to wait for: a thread that goes on tells nobody.
     await asyncio.sleep(min(_LATE + 3 * cancellations.duration, _LATEST))
     other = await context.open()

@@ -49,7 +49,7 @@ async def reopen_without_close(context: Context) -> None:
 @case("durability.many-keys", level=Level.CORE, oracle="the texts that were saved", seconds=120)
 async def many_keys(context: Context) -> None:
     """However many keys were saved, each has its text."""
-    texts = await save_many(context, await context.open(), many=1_100, few=60)
+    texts = await save_many(context, await context.open(), many=1_100, few=40)
     client = await context.open()
 
     async def check(item: tuple[str, str]) -> None:
@@ -106,21 +106,23 @@ async def client_kill(context: Context) -> None:
     """A process that is killed in the middle of saves leaves old or new texts, whole, and holds up no other client."""
     other = await context.open()
     cut_off = 0
-    for number in range(context.scale(smoke=2, default=8, soak=80)):
-        process = await context.process()
+    for number in range(context.scale(smoke=1, default=4, soak=40)):
         # Apart, for making the large ones and sending them to the process leaves no time for the small ones.
-        sizes = _LARGE if number % 2 else _SMALL
-        writers = [_Writer(context, process, f"{number}/{n}", (size,)) for n, size in enumerate(sizes)]
+        for sizes, process in zip(
+            (_SMALL, _LARGE), await asyncio.gather(context.process(), context.process()), strict=True
+        ):
+            names = [f"{process.name}, {number}/{n}" for n in range(len(sizes))]
+            writers = [_Writer(context, process, name, (size,)) for name, size in zip(names, sizes, strict=True)]
 
-        async def kill(process: Client = process) -> None:
-            process.store.kill()
+            async def kill(process: Client = process) -> None:
+                process.store.kill()
 
-        await _kill_during_saves(context, writers, kill)
-        cut_off += sum(writer.was_cut_off for writer in writers)
-        for writer in writers:
-            await writer.check(other)
-            await other.save(writer.key, context.text(writer.key, writer="other"))
-            await other.delete(writer.key)
+            await _kill_during_saves(context, writers, kill)
+            cut_off += sum(writer.was_cut_off for writer in writers)
+            for writer in writers:
+                await writer.check(other)
+                await other.save(writer.key, context.text(writer.key, writer="other"))
+                await other.delete(writer.key)
     if not cut_off:
         raise Inconclusive("no client was killed in the middle of a save")
 

@@ -378,23 +378,19 @@ async def _remove(client: Client, key: str) -> None:
 
 
 async def _expect_distinct(context: Context, keys: Iterable[str]) -> None:
-    """Save all, load each, also with another client, and delete one after the other while the rest must stay."""
+    """Save all, load each, also with another client, and delete one after the other what must still be there."""
     client, other = await context.open(), await context.open()
     texts = {key: context.text(key) for key in keys}
     shuffled = context.random.sample(list(texts), len(texts))
     for key in shuffled:
         await client.save(key, texts[key])
-    when = f"after all of {len(texts)} keys were saved"
-    for loader in (client, other):
-        await _expect_texts(loader, texts, when)
-    for deleted in shuffled:
-        await client.delete(deleted)
-        del texts[deleted]
-        what = f"what was loaded from {shown(deleted)} after its deletion"
-        expect_text(await other.load(deleted), None, what)
-        await _expect_texts(client, texts, f"after {shown(deleted)} was deleted")
-
-
-async def _expect_texts(client: Client, texts: dict[str, str], when: str) -> None:
     for key, text in texts.items():
-        expect_text(await client.load(key), text, f"what {client.name} loaded from {shown(key)} {when}")
+        what = f"what another client loaded from {shown(key)} after all of {len(texts)} keys were saved"
+        expect_text(await other.load(key), text, what)
+    for number, key in enumerate(shuffled):
+        deleted = ", ".join(map(shown, shuffled[:number]))
+        expect_text(
+            await client.load(key), texts[key], f"what was loaded from {shown(key)} after {deleted} were deleted"
+        )
+        await client.delete(key)
+        expect_text(await other.load(key), None, f"what was loaded from {shown(key)} after its deletion")

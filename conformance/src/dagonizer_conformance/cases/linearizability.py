@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dagonizer import StoreConflictError
 from dagonizer_conformance.case import case
 from dagonizer_conformance.client import METHODS
-from dagonizer_conformance.context import expect_overlap
+from dagonizer_conformance.context import expect_overlap, overlapped
 from dagonizer_conformance.history import expect_linearizable
 from dagonizer_conformance.interruption import wait_precisely
 from dagonizer_conformance.outcomes import Inconclusive, Violation, expect, expect_text
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dagonizer_conformance.client import Client
     from dagonizer_conformance.context import Context, Script
 
-_WAIT_FOR_OTHER = 0.2
+_WAIT_FOR_OTHER = 0.1
 _SAVING = ("save", "load")
 _LOADING = ("load",)
 _DELETING = ("delete", "load")
@@ -49,14 +49,14 @@ async def deletes(context: Context) -> None:
 async def tasks(context: Context) -> None:
     """Many tasks that share one store do not disturb each other."""
     client = await context.open()
-    scripts = _crowd(context, [_DELETING, *[_SAVING] * 23], operations=6)
+    scripts = _crowd(context, [_DELETING, *[_SAVING] * 23], operations=4)
     expect_linearizable(await context.together(client, *scripts))
 
 
 @case("linearizability.processes", level=Level.CRASH_SAFE, oracle=_ORACLE, seconds=60)
 async def processes(context: Context) -> None:
     """Saves, loads and deletes of clients in several processes happen in one order."""
-    everyone = [await context.process(), await context.process(), await context.open(), await context.open()]
+    everyone = await asyncio.gather(context.process(), context.process(), context.open(), context.open())
     scripts = _crowd(context, [_DELETING, *[_SAVING] * 3])
     before = len(context.record.calls)
     await asyncio.gather(*(script(client) for script, client in zip(scripts, everyone, strict=True)))
@@ -72,7 +72,7 @@ async def paused_process(context: Context) -> None:
     other = await context.open()
     duration = await _typical_duration(context, paused)
     attempts = context.scale(smoke=20, default=60, soak=400)
-    enough = context.scale(smoke=6, default=20, soak=200)
+    enough = context.scale(smoke=3, default=20, soak=200)
     landed = 0
     for attempt in range(attempts):
         if landed == enough:
@@ -135,7 +135,7 @@ async def _pause(
     try:
         acting = asyncio.create_task(meanwhile())
         # What a client holds for a limited time must be able to run out. Longer, should it make the other one wait.
-        await asyncio.sleep(context.scale(smoke=50, default=50, soak=1_000) / 1000)
+        await asyncio.sleep(context.scale(smoke=30, default=50, soak=1_000) / 1000)
         await asyncio.wait({acting}, timeout=_WAIT_FOR_OTHER)
         landed = not operation.done()
     finally:
@@ -164,15 +164,19 @@ def _crowd(context: Context, roles: Sequence[Sequence[str]], *, operations: int 
     Few should delete, for with many at once hardly any absence lacks an explanation. Each goes on until all have done
     their share, so that slow operations meet with as many others as fast ones.
     """
-    operations = operations or context.scale(smoke=30, default=100, soak=400)
+    operations = operations or context.scale(smoke=24, default=100, soak=400)
     keys = [context.key(name) for name in ("one", "one", "one", "two")]
     done = [0] * len(roles)
+
+    def is_unfinished() -> bool:
+        shares, rest = divmod(min(done), operations)
+        return not shares or rest > 0 or (shares < _MOST and not overlapped(context.record.calls))
 
     def script(number: int, kinds: Sequence[str]) -> Script:
         chance = random.Random(context.random.getrandbits(64))  # noqa: S311 - chance that a seed repeats
 
         async def act(client: Client) -> None:
-            while min(done) < operations and done[number] < _MOST * operations:
+            while is_unfinished() and done[number] < _MOST * operations:
                 done[number] += 1
                 key = chance.choice(keys)
                 match chance.choice(kinds):

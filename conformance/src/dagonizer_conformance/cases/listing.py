@@ -72,8 +72,8 @@ async def after_deletes(context: Context) -> None:
 async def many(context: Context) -> None:
     """However many keys there are, each is listed exactly once."""
     client = await context.open()
-    # More than a page of most stores even where it takes a while.
-    keys = await save_many(context, client, many=1_003, few=260)
+    # More than a page of many stores even where it takes a while.
+    keys = await save_many(context, client, many=1_003, few=130)
     await _expect_listed(client, keys)
     first = context.key("0")
     await _expect_listed(client, [key for key in keys if key.startswith(first)], first)
@@ -85,7 +85,7 @@ async def many(context: Context) -> None:
 async def while_changing(context: Context) -> None:
     """While others are saved and deleted, a key that is there throughout is listed exactly once, and none twice."""
     client, other = await context.open(), await context.open()
-    numbers = range(context.scale(smoke=25, default=150, soak=2_000))
+    numbers = range(context.scale(smoke=15, default=150, soak=2_000))
     stays = {context.key(f"{number:04} stays") for number in numbers}
     goes = {context.key(f"{number:04} goes") for number in numbers}
     came = set()

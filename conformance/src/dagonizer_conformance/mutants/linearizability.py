@@ -162,7 +162,7 @@ class OutlivesItsLease(ReferenceStore):
     """Saves under a lease; when it has run out, the backend drops the save, and nobody reads that answer."""
 
     async def _save(self, key: str, json: str) -> None:
-        ends = time.monotonic() + 0.04
+        ends = time.monotonic() + 0.025
         await asyncio.sleep(0.01)
         if time.monotonic() < ends:
             await super()._save(key, json)

@@ -1,0 +1,57 @@
+import re
+
+import pytest
+from rich.console import Console
+
+from dagonizer_conformance.cases import all_cases
+from dagonizer_conformance.mutants.catalogue import STORES, all_mutants
+from dagonizer_conformance.mutants.matrix import judge
+from dagonizer_conformance.outcomes import TargetError
+
+IDS = {case.id for case in all_cases()}
+
+
+@pytest.fixture(scope="module")
+def matrix():
+    """Every case against its mutants, and the reference with a few seeds; `nox -s conformance` tries 25."""
+    return judge(seeds=3, console=Console(quiet=True))
+
+
+def test_every_mutant_is_caught_by_each_case_that_is_named_for_it(matrix):
+    assert {trial.mutant: trial.missed_by for trial in matrix.mutants if trial.missed_by} == {}
+
+
+def test_every_case_catches_a_mutant(matrix):
+    assert matrix.unguarded == ()
+
+
+def test_the_reference_store_passes_every_case(matrix):
+    assert {r.seed: [(x.id, x.status, x.detail) for x in r.failures] for r in matrix.references if r.failures} == {}
+    assert len(matrix.references) == 3
+    assert matrix.sound
+
+
+def test_the_catalogue_is_large_and_names_cases_that_exist():
+    assert len(all_mutants()) >= 60
+    assert {case for mutant in all_mutants() for case in mutant.caught_by} <= IDS
+    assert all(mutant.caught_by and mutant.sentence.endswith(".") for mutant in all_mutants())
+
+
+def test_mutants_have_names_of_their_own():
+    ids = [mutant.id for mutant in all_mutants()]
+    assert len(ids) == len(set(ids))
+    stores = {mutant.store for mutant in all_mutants()}
+    assert len(stores) == len(STORES)
+
+
+def test_every_case_says_in_a_sentence_what_a_store_does_and_how_that_is_known():
+    for case in all_cases():
+        assert re.fullmatch(r"[A-Z].*\.", case.sentence), case.id
+        assert case.oracle, case.id
+        assert (case.level is None) != (case.capability is None), case.id
+        assert 0 < case.seconds <= 120, case.id
+
+
+def test_a_selection_of_mutants_that_is_empty_is_refused():
+    with pytest.raises(TargetError, match="no mutant matches"):
+        judge(only=["no-such-mutant"], console=Console(quiet=True))

@@ -11,7 +11,7 @@ import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "tests", "conformance"]
 
 SUPPORTED = ("3.11", "3.12", "3.13")
 PACKAGES = ("core", "adapters/file", "conformance")

@@ -13,8 +13,8 @@ IDS = {case.id for case in all_cases()}
 
 @pytest.fixture(scope="module")
 def matrix():
-    """Every case against its mutants, and the reference with a few seeds; `nox -s conformance` tries 25."""
-    return judge(seeds=3, console=Console(quiet=True))
+    """Every case against its mutants, and the reference with one seed; `nox -s conformance` tries 25."""
+    return judge(seeds=1, console=Console(quiet=True))
 
 
 def test_every_mutant_is_caught_by_each_case_that_is_named_for_it(matrix):
@@ -27,7 +27,7 @@ def test_every_case_catches_a_mutant(matrix):
 
 def test_the_reference_store_passes_every_case(matrix):
     assert {r.seed: [(x.id, x.status, x.detail) for x in r.failures] for r in matrix.references if r.failures} == {}
-    assert len(matrix.references) == 3
+    assert len(matrix.references) == 1
     assert matrix.sound
 
 

@@ -126,7 +126,9 @@ def test_a_store_of_three_methods_ends_when_it_is_closed(install):
 def test_what_is_installed_is_looked_up_once_and_again_when_a_scheme_is_missing(install, monkeypatch):
     scans = []
     entry_points = importlib.metadata.entry_points
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **group: scans.append(group) or entry_points(**group))
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda **group: scans.append(group) or entry_points(**group)
+    )
     with pytest.raises(UnknownSchemeError):
         open_store("acme://h")
     del scans[:]

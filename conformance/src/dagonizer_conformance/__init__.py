@@ -3,7 +3,7 @@
 from dagonizer_conformance.case import Case, case
 from dagonizer_conformance.harness import Deviation, Harness
 from dagonizer_conformance.hookspecs import hookimpl
-from dagonizer_conformance.outcomes import Inconclusive, TargetError, Unverified, Violation
+from dagonizer_conformance.outcomes import Inconclusive, TargetError, Unverified, Violation, expect, expect_text
 from dagonizer_conformance.pytest_suite import suite
 from dagonizer_conformance.results import Capability, Level, Report, Result, Status
 from dagonizer_conformance.runner import run
@@ -22,6 +22,8 @@ __all__ = [
     "Unverified",
     "Violation",
     "case",
+    "expect",
+    "expect_text",
     "hookimpl",
     "run",
     "suite",

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import faulthandler
 import inspect
 import json
 import os
 import sys
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,19 +23,26 @@ from rich.text import Text
 
 from dagonizer_conformance.cases import all_cases
 from dagonizer_conformance.context import Budget
+from dagonizer_conformance.interruption import abandoned
 from dagonizer_conformance.mutants.catalogue import all_mutants
 from dagonizer_conformance.mutants.matrix import judge
 from dagonizer_conformance.outcomes import TargetError
 from dagonizer_conformance.report import FORMATS, render
 from dagonizer_conformance.report.terminal import Progress, print_report
+from dagonizer_conformance.results import Level
 from dagonizer_conformance.runner import PATIENCE, run, select
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dagonizer_conformance.case import Case
     from dagonizer_conformance.mutants.matrix import Matrix
 
 _WIDTH_WHEN_PIPED = 120
 _KIT_ERROR = 3
+_TYPER_MISTAKE = 2
+_HEARTBEAT = 0.5
+_SECONDS_TO_END = 3.0
 
 _Only = Annotated[
     list[str] | None, typer.Option("-k", help="Only cases whose id contains this, or matches it as a pattern.")
@@ -55,14 +67,13 @@ def run_command(
             help="A store URL, with {namespace} where it takes one; or module:name, path.py:name of a harness."
         ),
     ],
-    only: Annotated[
-        list[str] | None, typer.Option("-k", help="Only cases whose id contains this, or matches it as a pattern.")
-    ] = None,
+    only: _Only = None,
     seed: Annotated[int, typer.Option(help="Repeats what chance decided.")] = 0,
     budget: Annotated[Budget, typer.Option(help="How much to do.")] = Budget.DEFAULT,
     report: Annotated[
         list[str] | None, typer.Option(help=f"FORMAT=FILE, any number of times; FORMAT is {', '.join(FORMATS)}.")
     ] = None,
+    require: Annotated[Level | None, typer.Option(help="The level that the store must earn, else exit code 1.")] = None,
     patience: Annotated[float, typer.Option(min=0.1, help="Seconds that one operation may take.")] = PATIENCE,
     allow_remote: Annotated[bool, typer.Option("--allow-remote", help="Test a store on another machine.")] = False,
     json_output: _Json = False,
@@ -73,9 +84,13 @@ def run_command(
     """
     files = [_report_file(text) for text in report or ()]
     console = _console(stderr=json_output)
-    with Progress(console) as progress:
-        finished = asyncio.run(
-            run(
+    stdout = sys.stdout
+
+    async def test() -> int:
+        executor = ThreadPoolExecutor()
+        asyncio.get_running_loop().set_default_executor(executor)
+        with Progress(console) as progress, _watchdog(3 * patience + (120 if budget is Budget.SOAK else 5)):
+            finished = await run(
                 target,
                 only=only or None,
                 seed=seed,
@@ -84,21 +99,29 @@ def run_command(
                 patience=patience,
                 observer=progress,
             )
-        )
-    for kind, file in files:
-        file.write_text(render(finished, kind), encoding="utf-8")
-    if json_output:
-        sys.stdout.write(render(finished, "json") + "\n")
-    else:
-        print_report(finished, console)
-    raise typer.Exit(finished.exit_code)
+        for kind, file in files:
+            file.write_text(render(finished, kind), encoding="utf-8")
+        if json_output:
+            stdout.write(render(finished, "json") + "\n")
+            stdout.flush()
+        else:
+            print_report(finished, console)
+        code = finished.exit_code
+        if require is not None and require not in finished.levels:
+            console.print(Text(f"{require} was required, and not earned.", style="bold red"))
+            code = code or 1
+        _leave_what_is_stuck(executor, code)
+        return code
+
+    # What a store prints must not come among what a script reads.
+    with redirect_stdout(sys.stderr) if json_output else nullcontext():
+        code = asyncio.run(test())
+    raise _Ended(code)
 
 
 @app.command("list")
 def list_command(
-    only: Annotated[
-        list[str] | None, typer.Option("-k", help="Only cases whose id contains this, or matches it as a pattern.")
-    ] = None,
+    only: _Only = None,
     json_output: _Json = False,
 ) -> None:
     """List the cases."""
@@ -160,18 +183,72 @@ def mutants(
     raise typer.Exit(0 if matrix.sound else _KIT_ERROR)
 
 
+class _Ended(Exception):  # noqa: N818 - a result
+    """A store was tested; unlike what typer raises, this is no mistake in the command."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 def main() -> None:
     """Run the command; print what a user can mend as one line."""
     arguments = sys.argv[1:]
     if arguments and arguments[0] not in {"run", "list", "explain", "mutants", "--help"}:
         arguments = ["run", *arguments]
     # For a harness in a module of the current directory, which a command does not see otherwise.
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.append(str(Path.cwd()))
     try:
         app(arguments)
+    except _Ended as ended:
+        sys.exit(ended.code)
     except TargetError as exc:
         _console(stderr=True).print(Text(f"dagonizer-conformance: {exc}", style="bold red"))
         sys.exit(_KIT_ERROR)
+    except SystemExit as exc:
+        # 2 is typer's code for a mistake in the command, and here it would say that the store is inconclusive.
+        sys.exit(_KIT_ERROR if exc.code == _TYPER_MISTAKE else exc.code)
+    except Exception:  # noqa: BLE001 - 1 would say that the store does not conform
+        traceback.print_exc()
+        sys.exit(_KIT_ERROR)
+
+
+@contextmanager
+def _watchdog(seconds: float) -> Iterator[None]:
+    """End the program when the event loop stands still for ``seconds``: nothing else can stop what blocks it."""
+    loop = asyncio.get_running_loop()
+    finished = threading.Event()
+
+    def watch() -> None:
+        while not finished.wait(_HEARTBEAT):
+            answered = threading.Event()
+            loop.call_soon_threadsafe(answered.set)
+            if not answered.wait(seconds) and not finished.is_set():
+                sys.stderr.write(
+                    f"dagonizer-conformance: the event loop has stood still for {seconds:g} s: a method of the store "
+                    "blocks it, and cannot be ended. It does not conform.\n"
+                )
+                faulthandler.dump_traceback()
+                os._exit(1)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def _leave_what_is_stuck(executor: ThreadPoolExecutor, code: int) -> None:
+    """End the program at once if a task or a thread of the store does not end, for else it would wait for them."""
+    ending = threading.Thread(target=executor.shutdown, daemon=True)
+    ending.start()
+    ending.join(_SECONDS_TO_END)
+    if abandoned or ending.is_alive():
+        sys.stderr.write("dagonizer-conformance: an operation of the store does not end, and is left behind\n")
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def _report_file(text: str) -> tuple[str, Path]:

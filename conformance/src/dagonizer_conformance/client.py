@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from dagonizer import InvalidKeyError
 from dagonizer.keys import key_bytes
 from dagonizer_conformance.certificate import CERTIFIED, label, read_certificate
 from dagonizer_conformance.harness import PrefixedStore
-from dagonizer_conformance.interruption import within
+from dagonizer_conformance.interruption import Steps, within
 from dagonizer_conformance.outcomes import Violation, expect_text, shown
 from dagonizer_conformance.results import Capability
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import AsyncIterator
 
     from dagonizer import VersionedJson
@@ -99,7 +101,13 @@ class Client:
         self.max_key_bytes = store.max_key_bytes if isinstance(store, PrefixedStore) else 1024
         self.patience = patience
         """How long one call may take, in seconds."""
+        self.chance: random.Random | None = None
+        """Lets other clients run at random whenever a call of this one could go on."""
         self._record = record
+
+    def has(self, capability: Capability) -> bool:
+        """Return whether the store has the methods of ``capability``."""
+        return all(callable(getattr(self.store, name, None)) for name in METHODS[capability])
 
     def unbounded(self) -> Client:
         """Return the same client with calls that run in the task of who awaits them, to be cancelled there."""
@@ -178,12 +186,14 @@ class Client:
             call.started = time.monotonic_ns()
             self._record.calls.append(call)
             try:
-                call.returned = await start()
-            except BaseException as exc:
+                call.returned = await (Steps(start(), chance=self.chance) if self.chance else start())
+            except (Exception, asyncio.CancelledError) as exc:
                 call.raised = exc
-                if isinstance(exc, Exception):
-                    self._record.errors.append(exc)
+                self._record.errors.append(exc)
                 raise
+            except SystemExit as exc:
+                call.raised = exc
+                raise Violation(f"{call} raised {exc!r}, which would end the program") from exc
             finally:
                 call.ended = time.monotonic_ns()
             return call.returned

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,7 +20,7 @@ from dagonizer_conformance.certificate import Certificate, certify
 from dagonizer_conformance.client import Client, Record
 from dagonizer_conformance.harness import URLHarness, has_hook, is_url
 from dagonizer_conformance.interruption import Steps, within
-from dagonizer_conformance.outcomes import Inconclusive, Unverified, Violation
+from dagonizer_conformance.outcomes import Inconclusive, TargetError, Unverified, Violation
 from dagonizer_conformance.process import ClientProcess
 from dagonizer_conformance.proxy import FaultProxy
 
@@ -93,6 +93,13 @@ class Run:
     """Whether the store's methods ever give way to the event loop, once that is known."""
     shared: bool | None = None
     """Whether another process finds the data, once that is known."""
+    idle_processes: list[ClientProcess] = field(default_factory=list)
+    """Client processes that a case has started, for the next one that needs some."""
+
+    async def stop_processes(self) -> None:
+        """Stop the idle client processes: after an outage their stores need not know that connections are gone."""
+        await asyncio.gather(*(process.stop() for process in self.idle_processes))
+        self.idle_processes.clear()
 
 
 class Context:
@@ -150,6 +157,10 @@ class Context:
 
     async def _open(self, namespace: str) -> Client:
         store = await within(self.patience, self.harness.open(namespace), "the harness's open")
+        if any(store is client.store for client in self._opened):
+            raise TargetError(
+                "the harness's open returned a store that it had returned before; each must be another client"
+            )
         return self._client(store, namespace, f"client {next(self._names)}")
 
     def _client(self, store: object, namespace: str, name: str) -> Client:
@@ -170,6 +181,8 @@ class Context:
         before = len(self.record.calls)
         if await self.gives_way():
             clients = [await self.open() for _ in scripts]
+            for client in clients:
+                client.chance = self._chance()
             await _all_of(script(client) for script, client in zip(scripts, clients, strict=True))
         else:
             await self._in_threads(scripts)
@@ -222,12 +235,10 @@ class Context:
             client = await self.open()
             key = self.key("probe")
             text = self.text(key, writer="probe")
-            self.record.will_save(self.namespace, key, text)
-            calls = (client.store.save, key, text), (client.store.load, key), (client.store.delete, key)
-            steps = [Steps(method(*arguments)) for method, *arguments in calls]
+            client = client.unbounded()
+            steps = [Steps(call) for call in (client.save(key, text), client.load(key), client.delete(key))]
             for step in steps:
                 await within(self.patience, _awaited(step), "an operation")
-            await self.close(client)
             self._run.gives_way = any(step.suspensions for step in steps)
         return self._run.gives_way
 
@@ -243,8 +254,10 @@ class Context:
                 await self._close(client)
 
         meet = await self.meeting(len(scripts))
-        chances = [random.Random(self.random.getrandbits(64)) for _ in scripts]  # noqa: S311 - that a seed repeats
-        await _all_of(in_thread(alone(*pair)) for pair in zip(scripts, chances, strict=True))
+        await _all_of(in_thread(alone(script, self._chance())) for script in scripts)
+
+    def _chance(self) -> random.Random:
+        return random.Random(self.random.getrandbits(64))  # noqa: S311 - chance that a seed repeats
 
     # Other processes.
 
@@ -258,7 +271,8 @@ class Context:
             raise Unverified("the harness has no address() by which another process finds the data")
         if self._run.shared is False:
             raise Unverified(_NOT_SHARED)
-        process = await ClientProcess.start(address, self.namespace)
+        idle = self._run.idle_processes
+        process = idle.pop() if idle else await ClientProcess.start(address, self.namespace)
         self._processes.append(process)
         client = self._client(process, self.namespace, f"process {len(self._processes)}")
         await self._expect_shared(client)
@@ -279,12 +293,37 @@ class Context:
             raise Violation("another process saw a save only some time after it was acknowledged")
         raise Unverified(_NOT_SHARED)
 
+    @property
+    def shared(self) -> bool | None:
+        """Whether another process finds the data; None while nobody has looked."""
+        return self._run.shared
+
     async def kill(self) -> None:
-        """Kill the client processes and the backend, and bring the backend back."""
+        """Kill the client processes and the backend, and bring the backend back.
+
+        Raises ``TargetError`` when the harness has killed nothing: a connection to the backend outlives it.
+        """
         self.require("kill")
+        await self._run.stop_processes()
         for process in self._processes:
             process.kill()
-        await self.harness.kill()
+        try:
+            _, endpoint = network_endpoint(self.harness)
+        except (Unverified, LookupError):
+            await self.harness.kill()
+            return
+        reader, writer = await asyncio.open_connection(endpoint.name, endpoint.port)
+        try:
+            await self.harness.kill()
+            await asyncio.wait_for(reader.read(), self.patience)
+        except ConnectionError:
+            pass
+        except TimeoutError:
+            raise TargetError(
+                f"after the harness's kill a connection to {endpoint.name} is open: it killed nothing"
+            ) from None
+        finally:
+            writer.close()
 
     # Faults.
 
@@ -298,6 +337,7 @@ class Context:
     async def outage(self) -> AsyncIterator[tuple[Client, Outage]]:
         """Give a client, and the means to take the backend away from it: the harness's hooks, or a fault proxy."""
         if has_hook(self.harness, "down") and has_hook(self.harness, "up"):
+            await self._run.stop_processes()
             outage: Outage = self.harness
             client = await self.open()
         else:
@@ -331,7 +371,9 @@ class Context:
 
     async def finish(self) -> None:
         """Close, stop and delete everything that the case has left."""
-        await asyncio.gather(*(process.stop() for process in self._processes))
+        # To start one costs more than most cases.
+        self._run.idle_processes += [process for process in self._processes if process.idle]
+        await asyncio.gather(*(process.stop() for process in self._processes if not process.idle))
         try:
             for client in reversed(self._opened):
                 await self._close(client)

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, final
 from urllib.parse import quote
 
 from dagonizer import StoreError, StoreURL, open_store
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 _LONGEST_DEVIATION = timedelta(days=366)
 _REFERENCE = re.compile(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_][\w.]*")
 _NAMESPACE = "{namespace}"
+# Replacing shorter ones would garble what they stand in.
+_SHORTEST_SECRET = 6
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
     """A case that a store is known to fail, tolerated until a date.
@@ -129,7 +132,7 @@ class Harness(ABC):
 
     def describe(self) -> str:
         """Return what is tested, for the report, without secrets."""
-        return _named(type(self))
+        return self.reference() or _named(type(self))
 
     def reference(self) -> str | None:
         """Return how the command line names what is tested, without secrets; None when it cannot."""
@@ -176,6 +179,11 @@ class URLHarness(Harness):
         """Return the URL."""
         return self._url
 
+    def secrets(self) -> tuple[str, ...]:
+        """Return the parts of the URL that may be secret, to be taken out of what a store says of it."""
+        values = [value for _, value in self._parsed.query if len(value) >= _SHORTEST_SECRET and value != "namespace"]
+        return tuple(part for part in (self._parsed.password, *values) if part)
+
     def describe(self) -> str:
         """Return the URL without credentials and parameters."""
         return str(self._parsed).replace("/namespace", "/{namespace}") if _NAMESPACE in self._url else str(self._parsed)
@@ -216,8 +224,8 @@ class FactoryHarness(Harness):
         return _shown_reference(self._factory)
 
     def describe(self) -> str:
-        """Return the factory's name."""
-        return _named(self._factory)
+        """Return where the factory is, or its name."""
+        return self.reference() or _named(self._factory)
 
     def describe_namespaces(self) -> str:
         """Say that the factory does it."""
@@ -317,16 +325,18 @@ def _referenced(module: str, name: str) -> object:
 
 
 def _module_from_file(path: Path) -> object:
+    path = path.absolute()
     for module in list(sys.modules.values()):
         if getattr(module, "__file__", None) == str(path):
             return module
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"{__name__}:{path}", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    # As Python itself does for a script.
-    sys.path.insert(0, str(path.absolute().parent))
+    # Under a name that no other module has, wherever the file is.
+    sys.modules[spec.name] = module
+    # For what stands beside it, but never before what Python and installed distributions have.
+    sys.path.append(str(path.parent))
     spec.loader.exec_module(module)
     return module
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dagonizer_conformance.outcomes import Violation
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Awaitable, Callable, Coroutine, Generator
 
 T = TypeVar("T")
@@ -17,17 +18,26 @@ T = TypeVar("T")
 _GRACE = 1.0
 # An event loop wakes up to a millisecond late.
 _COARSE = 0.002
+_TURNS = (0, 0, 1, 2, 7)
+
+abandoned: list[asyncio.Task[Any]] = []
+"""Tasks that did not end when they were cancelled; kept, since what they run need not end when it is destroyed."""
 
 
 class Steps:
-    """Awaits ``operation`` in its place, counting how often it suspends; cancels its task at suspension ``cancel_at``.
+    """Awaits ``operation`` in its place, counting how often it suspends.
 
-    ``suspensions`` tells how often it has suspended, ``cancelled`` whether it was cancelled.
+    Cancels its task at suspension ``cancel_at``. With ``chance``, it lets other tasks run a random number of times
+    whenever the operation could go on. ``suspensions`` tells how often it has suspended, ``cancelled`` whether it was
+    cancelled.
     """
 
-    def __init__(self, operation: Awaitable[object], *, cancel_at: int = 0) -> None:
+    def __init__(
+        self, operation: Awaitable[object], *, cancel_at: int = 0, chance: random.Random | None = None
+    ) -> None:
         self._operation = operation
         self._cancel_at = cancel_at
+        self._chance = chance
         self.suspensions = 0
         self.cancelled = False
 
@@ -46,6 +56,8 @@ class Steps:
                 asyncio.get_running_loop().call_soon(self._cancel, asyncio.current_task())
             try:
                 value = yield waits_for
+                for _ in range(0 if self._chance is None else self._chance.choice(_TURNS)):
+                    yield
             except BaseException as exc:
                 # An iterator need not have more than __next__, as for ``yield from``.
                 if not hasattr(inner, "throw"):
@@ -155,11 +167,15 @@ def _check(task: asyncio.Task[object], what: str, seconds: float, *, ended: bool
         raise exc
 
 
-async def _end(task: asyncio.Future[Any]) -> bool:
+async def _end(task: asyncio.Task[Any]) -> bool:
     """Cancel ``task``, give it a moment, and return whether it has ended."""
     task.cancel()
     await asyncio.wait({task}, timeout=_GRACE)
-    if task.done() and not task.cancelled():
+    if not task.done():
+        # At its end an event loop waits for all tasks that it knows of, and would wait for ever.
+        asyncio._unregister_task(task)  # noqa: SLF001 - documented, for those who make tasks
+        abandoned.append(task)
+    elif not task.cancelled():
         # Looked at, else asyncio reports it as never retrieved.
         task.exception()
     return task.done()

@@ -14,7 +14,7 @@ from dagonizer_conformance.outcomes import Violation
 if TYPE_CHECKING:
     from typing import Self
 
-_SLACK = 10
+_SLACK = 5
 _PAUSE = 0.01
 # Neither is there on Windows, where descriptors go uncounted.
 _DESCRIPTORS = next((path for path in (Path("/proc/self/fd"), Path("/dev/fd")) if path.is_dir()), None)

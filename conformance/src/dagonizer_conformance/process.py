@@ -48,6 +48,7 @@ class ClientProcess:
         self._lock = threading.Lock()
         self._pending: dict[int, concurrent.futures.Future[dict[str, Any]]] = {}
         self._lost: str | None = None
+        self._killed = False
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         # A file and not a pipe, so that nobody need read it.
@@ -104,8 +105,14 @@ class ClientProcess:
         version: str = await self._call("save_if", key=key, json=json, expected=expected)
         return version
 
+    @property
+    def idle(self) -> bool:
+        """Whether the process can take calls, and has none to answer."""
+        return not (self._killed or self._pending or self._lost)
+
     def kill(self) -> None:
         """Kill the process (SIGKILL). Calls that wait raise ``ProcessLost``; ``stop`` waits for its end."""
+        self._killed = True
         self._process.kill()
 
     def pause(self) -> None:

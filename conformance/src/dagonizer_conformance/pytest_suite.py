@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from dagonizer_conformance.harness import resolve
-from dagonizer_conformance.outcomes import TargetError
-from dagonizer_conformance.results import Result, Status
+from dagonizer_conformance.results import Level, Result, Status, levels_up_to
 from dagonizer_conformance.runner import PATIENCE, Session
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ SEED_VARIABLE = "DAGONIZER_CONFORMANCE_SEED"
 def suite(
     target: object,
     *,
+    require: Level | str | None = None,
     seed: int | None = None,
     budget: str = "default",
     allow_remote: bool = False,
@@ -32,97 +32,83 @@ def suite(
     Bind it to a module-level name that begins with ``Test``. ``target`` and the other arguments are those of ``run``;
     the environment variable ``DAGONIZER_CONFORMANCE_SEED`` stands in for ``seed``. A case that passes, passes; one that
     fails, is inconclusive or errs, fails; one that is tolerated is xfailed; one that cannot apply is skipped with its
-    reason. No test of the class can be replaced. Raises ``TargetError``.
+    reason. With ``require``, a level, a case that this level needs fails unless it passes. The class can be neither
+    changed nor derived from: a case that was replaced would look like one that passed. Raises ``TargetError``.
     """
     harness = resolve(target, allow_remote=allow_remote)
     if seed is None:
         seed = int(os.environ.get(SEED_VARIABLE, "0"))
-    session = Session(harness, seed=seed, budget=budget, patience=patience, reproduce=_reproduction(seed))
-    tests = {_method_name(case): _method(case) for case in session.cases}
-    if not tests:
-        raise TargetError("there are no cases")
-    return _Sealed("ConformanceSuite", (_Suite,), {"session": session, "__doc__": harness.describe(), **tests})
+    session = Session(
+        harness, seed=seed, budget=budget, patience=patience, allow_remote=allow_remote, reproduce=_reproduction(seed)
+    )
+    required = () if require is None else levels_up_to(require)
+    runners: list[asyncio.Runner] = []
 
-
-class _Sealed(type):
-    """Refuses to replace or hide what a suite consists of: a replaced case would look like a passed one."""
-
-    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _Sealed:
-        for base in bases:
-            if issubclass(base, _Suite) and base is not _Suite:
-                for attribute in namespace.keys() & _sealed(base):
-                    raise TypeError(
-                        f"{name} replaces {attribute}: a case of the suite cannot be replaced; see Deviation"
-                    )
-        return super().__new__(mcs, name, bases, namespace)
-
-    def __setattr__(cls, name: str, value: object) -> None:
-        if name in _sealed(cls):
-            raise TypeError(f"{cls.__name__}.{name} cannot be replaced; see Deviation")
-        super().__setattr__(name, value)
-
-    def __delattr__(cls, name: str) -> None:
-        if name in _sealed(cls):
-            raise TypeError(f"{cls.__name__}.{name} cannot be removed; see Deviation")
-        super().__delattr__(name)
-
-
-class _Suite:
-    session: ClassVar[Session]
-    _runner: ClassVar[list[asyncio.Runner]] = []
-
-    @classmethod
-    def setup_class(cls) -> None:
-        """Start the session, in an event loop that lasts as long as the class."""
+    def setup_class(cls: type) -> None:  # noqa: ARG001 - pytest passes it
         runner = asyncio.Runner()
         try:
-            runner.run(cls.session.start())
+            runner.run(session.start())
         except BaseException:
             runner.close()
             raise
-        cls._runner.append(runner)
+        runners.append(runner)
 
-    @classmethod
-    def teardown_class(cls) -> None:
-        """Stop the session."""
-        runner = cls._runner.pop()
+    def teardown_class(cls: type) -> None:  # noqa: ARG001
+        runner = runners.pop()
         try:
-            runner.run(cls.session.stop())
+            runner.run(session.stop())
         finally:
             runner.close()
 
-    @classmethod
-    def run_case(cls, case: Case) -> Result:
-        """Run one case."""
-        return cls._runner[-1].run(cls.session.run_case(case))
+    def run_case(case: Case) -> Result:
+        return runners[-1].run(session.run_case(case))
+
+    members: dict[str, object] = {
+        "__doc__": harness.describe(),
+        "setup_class": classmethod(setup_class),
+        "teardown_class": classmethod(teardown_class),
+        **{_method_name(case): _method(case, run_case, needed=case.level in required) for case in session.cases},
+    }
+    return _Sealed("ConformanceSuite", (), members)
 
 
-def _sealed(cls: type) -> set[str]:
-    own = {name for base in cls.__mro__ if issubclass(base, _Suite) for name in vars(base)}
-    return {name for name in own if not name.startswith("__")} | {"__test__"}
+class _Sealed(type):
+    """A class that stays as it is."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _Sealed:
+        if bases:
+            raise TypeError(
+                f"{name} cannot be derived from a conformance suite; for what a store does not do see Deviation"
+            )
+        return super().__new__(mcs, name, bases, namespace)
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise TypeError(f"{name} of a conformance suite cannot be set; for what a store does not do see Deviation")
+
+    def __delattr__(cls, name: str) -> None:
+        raise TypeError(f"{name} of a conformance suite cannot be removed; for what a store does not do see Deviation")
 
 
 def _method_name(case: Case) -> str:
     return f"test_{case.id.replace('.', '_').replace('-', '_')}"
 
 
-def _method(case: Case) -> Callable[[_Suite], None]:
-    def test(self: _Suite) -> None:
+def _method(case: Case, run_case: Callable[[Case], Result], *, needed: bool) -> Callable[[object], None]:
+    def test(self: object) -> None:  # noqa: ARG001 - a method
         import pytest  # noqa: PLC0415 - the kit runs without pytest; who gets here has it
 
         __tracebackhide__ = True
-        result = self.run_case(case)
+        result = run_case(case)
         match result.status:
             case Status.PASS:
                 return
-            case Status.XFAIL:
+            case Status.XFAIL if not needed:
                 pytest.xfail(result.detail)
-            case Status.UNSUPPORTED | Status.UNVERIFIED:
+            case Status.UNSUPPORTED | Status.UNVERIFIED if not needed:
                 pytest.skip(f"{result.status}: {result.detail}")
             case _:
-                pytest.fail(
-                    f"{result.status}: {result.sentence}\n{result.detail}\n{result.reproduction}", pytrace=False
-                )
+                lines = [f"{result.status}: {result.sentence}", result.detail, result.reproduction or ""]
+                pytest.fail("\n".join(lines), pytrace=False)
 
     test.__name__ = _method_name(case)
     test.__doc__ = case.sentence

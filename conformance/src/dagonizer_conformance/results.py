@@ -15,6 +15,12 @@ class Level(StrEnum):
     CRASH_SAFE = "CRASH-SAFE"
 
 
+def levels_up_to(level: Level | str) -> tuple[Level, ...]:
+    """Return ``level`` and those before it. Raises ``ValueError`` if it is none."""
+    levels = tuple(Level)
+    return levels[: levels.index(Level(level)) + 1]
+
+
 class Capability(StrEnum):
     """What a store may offer beyond its three methods, each earned as a chip of its own."""
 
@@ -121,14 +127,14 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def conforms(self) -> bool:
-        """Whether at least one case passed, and every other one passed or could not apply."""
+        """Whether some case passed, and every other one passed or could not apply. A deviation does not conform."""
         fine = {Status.PASS, Status.UNSUPPORTED, Status.UNVERIFIED}
         statuses = {result.status for result in self.results}
         return Status.PASS in statuses and statuses <= fine
 
     @property
     def exit_code(self) -> int:
-        """0: as expected, 1: the store does not conform, 2: inconclusive, 3: the kit or the harness failed."""
+        """0: as expected, with its deviations; 1: it does not conform; 2: inconclusive; 3: the harness failed."""
         statuses = {result.status for result in self.results}
         if Status.ERROR in statuses or not self.results:
             return 3

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Protocol
 from dagonizer_conformance.cases import all_cases
 from dagonizer_conformance.client import METHODS, Client, Record
 from dagonizer_conformance.context import Budget, Bystander, Context, Run, network_endpoint
-from dagonizer_conformance.harness import Deviation, resolve
+from dagonizer_conformance.harness import Deviation, URLHarness, is_url, resolve
 from dagonizer_conformance.interruption import within
 from dagonizer_conformance.outcomes import HistoryViolation, Inconclusive, TargetError, Unverified, Violation
-from dagonizer_conformance.results import Capability, Report, Result, Status
+from dagonizer_conformance.results import Capability, Level, Report, Result, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -36,6 +36,7 @@ PATIENCE = 10.0
 _SOAK_FACTOR = 10
 _CLEANING = 6
 _SHOWN_FRAMES = 6
+_WITHOUT_HOOKS = {Level.CORE, Level.CONCURRENT}
 
 _logger = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ async def run(
     chance decided. ``budget`` is ``smoke``, ``default`` or ``soak``. ``patience`` is how long, in seconds, one
     operation may take. Raises ``TargetError`` when the target cannot be tested, or no case is selected.
     """
-    session = Session(resolve(target, allow_remote=allow_remote), seed=seed, budget=budget, patience=patience)
+    harness = resolve(target, allow_remote=allow_remote)
+    session = Session(harness, seed=seed, budget=budget, patience=patience, allow_remote=allow_remote)
     cases = select(session.cases, only)
     results = []
     await session.start()
@@ -105,31 +107,43 @@ class Session:
         seed: int = 0,
         budget: str = "default",
         patience: float = PATIENCE,
+        allow_remote: bool = False,
         reproduce: Callable[[Case], str] | None = None,
     ) -> None:
         self.harness = harness
         self.cases = all_cases()
         namespace = f"dgzconf-{secrets.token_hex(6)}"
         self._run = Run(harness, seed, _budget(budget), patience, namespace, Bystander.of(namespace))
+        self._allow_remote = allow_remote
         self._reproduce = reproduce or self._command
+        self._secrets: tuple[str, ...] = ()
         self._started = datetime.now(UTC)
         self._began = time.monotonic()
-        self._check_deviations()
+        self._check_declarations()
 
     async def start(self) -> None:
         """Start the harness, and leave an entry that no case may touch. Raises ``TargetError`` if that fails."""
-        await self.harness.start()
         try:
+            await self.harness.start()
+        except Exception as exc:  # a stranger's harness can raise anything
+            raise TargetError(f"the harness cannot be started: {_named(exc)}") from exc
+        try:
+            address = self.harness.address()
+            if address is not None and is_url(address):
+                self._secrets = URLHarness(address, allow_remote=self._allow_remote).secrets()
             client = await self._bystander_client()
             await client.save(self._run.bystander.key, self._run.bystander.text)
             self._run.bystander = replace(self._run.bystander, saved=time.monotonic())
             await within(self._run.patience, self.harness.close(client.store), "closing a store")
         except Exception as exc:  # a stranger's store can raise anything
-            await self.harness.stop()
-            raise TargetError(f"the store cannot be used at all: {_named(exc)}") from exc
+            await self._stop_harness()
+            if isinstance(exc, TargetError):
+                raise
+            raise TargetError(self._redacted(f"the store cannot be used at all: {_named(exc)}")) from exc
 
     async def stop(self) -> None:
         """Remove what ``start`` left, and stop the harness."""
+        await self._run.stop_processes()
         try:
             client = await self._bystander_client()
             await client.delete(self._run.bystander.key)
@@ -137,15 +151,28 @@ class Session:
         except Exception as exc:  # noqa: BLE001 - the cases have told what is wrong with the store
             _logger.warning("an entry may be left behind in %s: %s", self._run.bystander.namespace, _named(exc))
         finally:
+            await self._stop_harness()
+
+    async def _stop_harness(self) -> None:
+        try:
             await self.harness.stop()
+        except Exception as exc:  # noqa: BLE001 - what the cases have told is worth more
+            _logger.warning("the harness could not be stopped: %s", _named(exc))
 
     async def run_case(self, case: Case) -> Result:
         """Run one case and say how it ended."""
         context = Context(self._run, case.id)
         began = time.monotonic()
-        outcome = await self._outcome(case, context)
+        try:
+            outcome = await self._outcome(case, context)
+        except asyncio.CancelledError:
+            # Whoever interrupts the run does not want to keep its entries.
+            await self._finished(context, _Outcome(Status.INCONCLUSIVE, "interrupted"))
+            raise
         if outcome.status is not Status.UNSUPPORTED:
             outcome = await self._finished(context, outcome)
+        if outcome.status is Status.UNVERIFIED and case.level in _WITHOUT_HOOKS:
+            outcome = replace(outcome, status=Status.ERROR, detail=f"this needs no hook: {outcome.detail}")
         outcome = self._deviated(case, outcome)
         failed = outcome.status in {Status.FAIL, Status.XFAIL, Status.INCONCLUSIVE, Status.ERROR}
         return Result(
@@ -155,7 +182,7 @@ class Session:
             capability=case.capability,
             sentence=case.sentence,
             status=outcome.status,
-            detail=outcome.detail,
+            detail=self._redacted(outcome.detail),
             seconds=time.monotonic() - began,
             reproduction=self._reproduce(case) if failed else None,
             timeline=outcome.timeline,
@@ -233,7 +260,7 @@ class Session:
         return outcome
 
     def _deviated(self, case: Case, outcome: _Outcome) -> _Outcome:
-        deviation = self.harness.deviations.get(case.id)
+        deviation = (self.harness.deviations or {}).get(case.id)
         if deviation is None:
             return outcome
         if outcome.status is Status.PASS:
@@ -248,13 +275,22 @@ class Session:
             detail=f"tolerated until {deviation.until}: {deviation.reason}\n{outcome.detail}",
         )
 
-    def _check_deviations(self) -> None:
+    def _check_declarations(self) -> None:
         known = {case.id for case in self.cases}
-        for case_id, deviation in self.harness.deviations.items():
+        for case_id, deviation in dict(self.harness.deviations or {}).items():
             if case_id not in known:
                 raise TargetError(f"the harness deviates from {case_id!r}, which is no case")
-            if not isinstance(deviation, Deviation):
+            # Not of a subclass, which could take its reason or its end away.
+            if type(deviation) is not Deviation:
                 raise TargetError(f"the deviation from {case_id!r} must be Deviation(reason='…', until=date(…))")
+        unknown = set(self.harness.capabilities or ()).difference(Capability)
+        if unknown:
+            raise TargetError(f"the harness declares {unknown.pop()!r}; capabilities are {', '.join(Capability)}")
+
+    def _redacted(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
     async def _bystander_client(self) -> Client:
         namespace = self._run.bystander.namespace
@@ -289,13 +325,15 @@ def _failed(exc: Exception, context: Context) -> _Outcome:
             return _Outcome(Status.FAIL, str(exc), exc.timeline)
         case Violation():
             return _Outcome(Status.FAIL, str(exc))
+        case _ if any(exc is error for error in context.record.errors):
+            call = next(call for call in reversed(context.record.calls) if call.raised is exc)
+            return _Outcome(Status.FAIL, f"{call} raised {_named(exc)}")
+        case AssertionError():
+            return _Outcome(Status.FAIL, "".join(traceback.format_exception(exc)[-_SHOWN_FRAMES:]).strip())
         case Unverified():
             return _Outcome(Status.UNVERIFIED, str(exc))
         case Inconclusive():
             return _Outcome(Status.INCONCLUSIVE, str(exc))
-        case _ if any(exc is error for error in context.record.errors):
-            call = next(call for call in reversed(context.record.calls) if call.raised is exc)
-            return _Outcome(Status.FAIL, f"{call} raised {_named(exc)}")
         case _:
             return _Outcome(Status.ERROR, "".join(traceback.format_exception(exc)[-_SHOWN_FRAMES:]).strip())
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from dagonizer.errors import StoreConflictError, StoreError
 from dagonizer_conformance.case import case
 from dagonizer_conformance.context import overlapped
-from dagonizer_conformance.outcomes import Inconclusive, Violation, expect, expect_text, shown
+from dagonizer_conformance.outcomes import Inconclusive, Unverified, Violation, expect, expect_text, shown
 from dagonizer_conformance.results import Capability
 
 if TYPE_CHECKING:
@@ -159,8 +160,11 @@ async def aba(context: Context) -> None:
     # Of one length and with one beginning.
     beginning = context.text(key, size=3_000)
     a, b, c = (f"{beginning}{end}" for end in "abc")
-    steps = [a, b, a, None, b, None, c, a, b, None, a, c]
-    steps += context.random.choices([a, b, c, None], k=context.scale(smoke=0, default=30, soak=1_000))
+    # They differ in the middle, at the beginning, and in their length.
+    half = "." * 200
+    alike = [f"{half}a{half}", f"{half}b{half}", f"b{half}{half}", f"{half}aa{half}"]
+    steps = [a, b, a, None, b, None, c, a, b, None, a, c, *alike]
+    steps += context.random.choices([a, b, c, None, *alike], k=context.scale(smoke=0, default=30, soak=1_000))
     texts: dict[str, str] = {}
     for number, text in enumerate(steps):
         if text is None:
@@ -189,32 +193,40 @@ async def aba(context: Context) -> None:
 )
 async def counter(context: Context) -> None:
     """When several clients increment a counter by compare-and-swap, none of their increments is lost."""
-    first = await context.open()
-    key = context.key()
-    await first.save(key, "0 by nobody")
-    increments = context.scale(smoke=6, default=30, soak=500)
-
-    async def increment(client: Client) -> None:
-        done = 0
-        while done < increments:
-            found = await client.load_versioned(key)
-            if found is None:
-                raise Violation("a counter that is only incremented was absent")
-            try:
-                await client.save_if(key, f"{_count(found.json) + 1} by {client.name}", expected=found.version)
-            except StoreConflictError:
-                continue
-            done += 1
-
-    for attempt in range(1, _ATTEMPTS + 1):
-        calls = await context.concurrently(*[increment] * _CLIENTS, overlap=False)
-        total = attempt * _CLIENTS * increments
-        counted = _count(await first.load(key) or "0")
-        expect(counted == total, f"{total} increments of a counter have made it {counted}")
-        tried = [_count(call.argument or "0") for call in calls if call.name == "save_if"]
-        if overlapped(calls) and len(set(tried)) < len(tried):
+    count = _Counter(context.key(), await context.open(), context.scale(smoke=6, default=30, soak=500))
+    await count.start()
+    for _ in range(_ATTEMPTS):
+        calls = await context.concurrently(*[count.increment] * _CLIENTS, overlap=False)
+        await count.check()
+        if overlapped(calls) and _have_met(calls):
             return
     raise Inconclusive("clients that increment a counter at once never met")
+
+
+@case(
+    "compare-and-swap.processes",
+    capability=Capability.COMPARE_AND_SWAP,
+    oracle="how often it was incremented",
+    seconds=60,
+)
+async def processes(context: Context) -> None:
+    """When clients in several processes increment a counter by compare-and-swap, none of their increments is lost."""
+    try:
+        remote = await asyncio.gather(context.process(), context.process())
+    except Unverified as exc:
+        # Where no other process can change anything, this one is all there is.
+        context.note = str(exc)
+        return
+    everyone = [*remote, await context.open(), await context.open()]
+    count = _Counter(context.key(), await context.open(), context.scale(smoke=5, default=20, soak=300))
+    await count.start()
+    for _ in range(_ATTEMPTS):
+        before = len(context.record.calls)
+        await asyncio.gather(*map(count.increment, everyone))
+        await count.check()
+        if _have_met(context.record.calls[before:], *(client.name for client in remote)):
+            return
+    raise Inconclusive("processes that increment a counter at once never met")
 
 
 @case(
@@ -230,6 +242,59 @@ async def create_race(context: Context) -> None:
         if overlapped(await _race(context, [context.key(name) for name in names])):
             return
     raise Inconclusive("clients that create keys at once never met")
+
+
+class _Counter:
+    """A number under a key, and what clients that increment it were told."""
+
+    def __init__(self, key: str, witness: Client, increments: int) -> None:
+        self._key = key
+        self._witness = witness
+        self._increments = increments
+        self._swaps: list[tuple[str, str, int]] = []
+
+    async def start(self) -> None:
+        """Begin at 0."""
+        await self._witness.save(self._key, "0 by nobody")
+
+    async def increment(self, client: Client) -> None:
+        """Increment it some times."""
+        done = 0
+        while done < self._increments:
+            found = await client.load_versioned(self._key)
+            if found is None:
+                raise Violation("a counter that is only incremented was absent")
+            number = _count(found.json) + 1
+            try:
+                version = await client.save_if(self._key, f"{number} by {client.name}", expected=found.version)
+            except StoreConflictError:
+                continue
+            self._swaps.append((found.version, version, number))
+            done += 1
+
+    async def check(self) -> None:
+        """Expect every increment to count, and each to follow from one other."""
+        counted = _count(await self._witness.load(self._key) or "0")
+        expect(counted == len(self._swaps), f"{len(self._swaps)} increments of a counter have made it {counted}")
+        numbers = {version: number for _, version, number in self._swaps}
+        followed: set[str] = set()
+        for expected, version, number in self._swaps:
+            expect(expected not in followed, f"two save_ifs that expected {shown(expected)} reported success")
+            followed.add(expected)
+            expect(
+                numbers.get(expected, number - 1) == number - 1 and numbers[version] == number,
+                f"save_if went from the version {shown(expected)} to {shown(version)}, which are not those of "
+                f"{number - 1} and {number}",
+            )
+
+
+def _have_met(calls: Sequence[Call], *names: str) -> bool:
+    """Return whether two clients, one of them of ``names`` if there are any, tried to set a counter to one number."""
+    clients: dict[int, set[str]] = {}
+    for call in calls:
+        if call.name == "save_if":
+            clients.setdefault(_count(call.argument or "0"), set()).add(call.client)
+    return any(len(rivals) > 1 and (not names or rivals.intersection(names)) for rivals in clients.values())
 
 
 async def _race(context: Context, keys: Sequence[str]) -> Sequence[Call]:

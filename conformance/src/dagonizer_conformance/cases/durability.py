@@ -49,7 +49,8 @@ async def reopen_without_close(context: Context) -> None:
 @case("durability.many-keys", level=Level.CORE, oracle="the texts that were saved", seconds=120)
 async def many_keys(context: Context) -> None:
     """However many keys were saved, each has its text."""
-    texts = await save_many(context, await context.open(), many=1_100, few=40)
+    many = context.scale(smoke=1_100, default=1_100, soak=20_000)
+    texts = await save_many(context, await context.open(), many=many, few=40)
     client = await context.open()
 
     async def check(item: tuple[str, str]) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _OUTAGE = (StoreUnavailableError, StoreAccessError)
 _PAUSE = 0.02
 _MOMENT = 0.002
+_TO_REPLAY = 0.1
 _MANY = 64 * 1024
 _AT_ONCE = 50
 
@@ -51,8 +52,12 @@ async def backend_down(context: Context) -> None:
             await outage.down()
             calls = every_method(client, touched, context.text(touched))
             calls["load of an entry"] = partial(client.load, kept)
-            for name, call in calls.items():
-                await expect_refusal(call(), f"{name}, with the backend down,", *_OUTAGE)
+            began = time.monotonic()
+            for number in range(1, context.scale(smoke=4, default=6, soak=20) + 1):
+                for name, call in calls.items():
+                    await expect_refusal(call(), f"{name}, call number {number} with the backend down,", *_OUTAGE)
+                if time.monotonic() - began > context.patience / 2:
+                    break
             await outage.up()
 
 
@@ -63,8 +68,9 @@ async def backend_down(context: Context) -> None:
     seconds=120,
 )
 async def recovery(context: Context) -> None:
-    """When the backend is back the same client works again, and what was there is there."""
-    key = context.key()
+    """When the backend is back the same client works again, and no save that it refused replaces a later one."""
+    key, refused = context.key(), context.key("refused")
+    witness = await context.open()
     async with context.outage() as (client, outage):
         for _ in range(context.scale(smoke=1, default=3, soak=30)):
             text = context.text(key)
@@ -73,12 +79,21 @@ async def recovery(context: Context) -> None:
             await outage.down()
             # Some clients only learn from a call that their connection is gone.
             await asyncio.gather(*(client.load(key) for _ in range(4)), return_exceptions=True)
+            saving = client.save(refused, context.text(refused, writer="refused"))
+            await expect_refusal(saving, "save, with the backend down,", *_OUTAGE)
             await outage.up()
+            # Before all else, for what was refused may come behind the first success.
+            accepted = context.text(refused)
+            await _retried(context, partial(client.save, refused, accepted))
             expect_text(await _retried(context, partial(client.load, key)), text, "what was loaded after an outage")
             text = context.text(key)
             await _retried(context, partial(client.save, key, text))
             loaded = await _retried(context, partial(client.load, key))
             expect_text(loaded, text, "what was loaded after an outage and a save")
+            await asyncio.sleep(_TO_REPLAY)
+            for reader in (client, witness):
+                loaded = await _retried(context, partial(reader.load, refused))
+                expect_text(loaded, accepted, "what was loaded after a save that came later than one that was refused")
 
 
 @case("errors.misses", level=Level.CORE, oracle="the keys were never saved")

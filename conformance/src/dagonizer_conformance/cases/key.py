@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from dagonizer import InvalidKeyError
 from dagonizer_conformance.case import case
-from dagonizer_conformance.client import METHODS
 from dagonizer_conformance.outcomes import Violation, expect_text, shown
 from dagonizer_conformance.refusal import is_refused
 from dagonizer_conformance.results import Capability, Level
@@ -366,7 +365,7 @@ def _methods(client: Client, key: str) -> Iterator[tuple[str, Callable[[], Await
     yield "save", partial(client.save, key, "{}")
     yield "load", partial(client.load, key)
     yield "delete", partial(client.delete, key)
-    if all(hasattr(client.store, method) for method in METHODS[Capability.COMPARE_AND_SWAP]):
+    if client.has(Capability.COMPARE_AND_SWAP):
         yield "load_versioned", partial(client.load_versioned, key)
         yield "save_if", partial(client.save_if, key, "{}", expected=None)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import statistics
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dagonizer import StoreConflictError
 from dagonizer_conformance.case import case
-from dagonizer_conformance.client import METHODS
 from dagonizer_conformance.context import expect_overlap, overlapped
 from dagonizer_conformance.history import expect_linearizable
 from dagonizer_conformance.interruption import wait_precisely
@@ -88,7 +88,7 @@ async def paused_process(context: Context) -> None:
         await other.load(key)
         await paused.load(key)
     expect_linearizable([call for call in context.record.calls if "/paused " in call.key])
-    if all(hasattr(other.store, method) for method in METHODS[Capability.COMPARE_AND_SWAP]):
+    if other.has(Capability.COMPARE_AND_SWAP):
         for attempt in range(enough):
             await _pause_in_compare_and_swap(context, paused, other, context.key(f"swapped {attempt}"))
     if not landed:
@@ -130,15 +130,23 @@ async def _pause(
 
     Returns whether the operation was cut in two by that.
     """
+    # What a client holds for a limited time must be able to run out. Longer, should it make the other one wait.
+    pause = context.scale(smoke=30, default=50, soak=1_000) / 1000
     await wait_precisely(operation, duration * context.random.random())
     process.store.pause()
+    # A store that blocks the event loop until the process goes on would wait for ever.
+    resuming = threading.Timer(pause + _WAIT_FOR_OTHER, process.store.resume)
+    resuming.start()
     try:
-        acting = asyncio.create_task(meanwhile())
-        # What a client holds for a limited time must be able to run out. Longer, should it make the other one wait.
-        await asyncio.sleep(context.scale(smoke=30, default=50, soak=1_000) / 1000)
-        await asyncio.wait({acting}, timeout=_WAIT_FOR_OTHER)
+        # A reply that was sent before the pause arrives.
+        await asyncio.wait({operation}, timeout=pause / 2)
         landed = not operation.done()
+        acting = asyncio.create_task(meanwhile())
+        await asyncio.sleep(pause / 2)
+        await asyncio.wait({acting}, timeout=_WAIT_FOR_OTHER)
     finally:
+        resuming.cancel()
+        resuming.join()
         process.store.resume()
     for outcome in await asyncio.gather(acting, operation, return_exceptions=True):
         # Whoever gets an error does not know what became of its operation, and the history says so.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from dagonizer import InvalidValueError
 from dagonizer_conformance.case import case
-from dagonizer_conformance.client import METHODS
 from dagonizer_conformance.outcomes import expect, expect_text, shown
 from dagonizer_conformance.refusal import expect_refusal, is_refused
 from dagonizer_conformance.results import Capability, Level
@@ -330,7 +329,7 @@ async def only_str(context: Context) -> None:
     """A value that is not a str is refused, and nothing is stored."""
     client = await context.open()
     ways: dict[str, Callable[..., Awaitable[object]]] = {"save": client.save}
-    if all(hasattr(client.store, method) for method in METHODS[Capability.COMPARE_AND_SWAP]):
+    if client.has(Capability.COMPARE_AND_SWAP):
         ways["save_if"] = partial(client.save_if, expected=None)
     absent, present = context.key("absent"), context.key("present")
     olds = {absent: None, present: context.text(present)}

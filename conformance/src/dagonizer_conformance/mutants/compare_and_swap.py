@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from typing import ClassVar
 
 from dagonizer.contracts import VersionedJson
 from dagonizer.errors import StoreConflictError, StoreUnavailableError
@@ -126,10 +128,7 @@ class ReturnsVersionBefore(ReferenceStore):
         return expected or version
 
 
-@mutant("swap-compares-in-client", "compare-and-swap.counter", "compare-and-swap.create-race", faults=("slow",))
-class ComparesInClient(ReferenceStore):
-    """The client loads, compares and saves; between these steps others save too."""
-
+class _ComparesHere(ReferenceStore):
     async def _save_if(self, key: str, json: str, expected: str | None) -> str:
         entry = await self.load_versioned(key)
         if (None if entry is None else entry.version) != expected:
@@ -137,6 +136,22 @@ class ComparesInClient(ReferenceStore):
         await self._save(key, json)
         entry = await self.load_versioned(key)
         return "" if entry is None else entry.version
+
+
+@mutant("swap-compares-in-client", "compare-and-swap.counter", "compare-and-swap.create-race", faults=("slow",))
+class ComparesInClient(_ComparesHere):
+    """The client loads, compares and saves; between these steps others save too."""
+
+
+@mutant("swap-compares-in-its-process", "compare-and-swap.processes", faults=("slow",))
+class ComparesInItsProcess(_ComparesHere):
+    """The client loads, compares and saves under a lock, which only those of its process share."""
+
+    _lock: ClassVar[asyncio.Lock] = asyncio.Lock()
+
+    async def _save_if(self, key: str, json: str, expected: str | None) -> str:
+        async with self._lock:
+            return await super()._save_if(key, json, expected)
 
 
 @mutant("swap-lies-in-a-race", "compare-and-swap.counter", "compare-and-swap.create-race", faults=("slow",))
@@ -193,3 +208,11 @@ class VersionOfBeginning(_VersionFromText):
 
     def _version(self, json: str) -> str:
         return hashlib.sha256(json[:2000].encode()).hexdigest()
+
+
+@mutant("swap-version-of-ends", "compare-and-swap.aba")
+class VersionOfEnds(_VersionFromText):
+    """An entry's version is a hash of both ends of its text, and of its length."""
+
+    def _version(self, json: str) -> str:
+        return hashlib.sha256(f"{len(json)} {json[:64]}{json[-64:]}".encode()).hexdigest()

@@ -72,6 +72,60 @@ class OutageListsNothing(ReferenceStore):
             return [], False
 
 
+@mutant("saves-dropped-in-outage", "errors.backend-down")
+class SavesDroppedInOutage(ReferenceStore):
+    """After two saves in a row have failed a breaker drops the next ones, which report success."""
+
+    _failures = 0
+
+    async def _save(self, key: str, json: str) -> None:
+        try:
+            await super()._save(key, json)
+        except StoreUnavailableError:
+            self._failures += 1
+            if self._failures > 2:  # noqa: PLR2004
+                return
+            raise
+        self._failures = 0
+
+
+@mutant("loads-nothing-in-outage", "errors.backend-down")
+class LoadsNothingInOutage(ReferenceStore):
+    """After two loads in a row have failed a breaker answers in the place of the backend: nothing is there."""
+
+    _failures = 0
+
+    async def load(self, key: str) -> str | None:
+        """Return the text under ``key``."""
+        try:
+            text = await super().load(key)
+        except StoreUnavailableError:
+            self._failures += 1
+            if self._failures > 2:  # noqa: PLR2004
+                return None
+            raise
+        self._failures = 0
+        return text
+
+
+@mutant("saves-replayed", "errors.recovery")
+class SavesReplayed(ReferenceStore):
+    """A save that fails raises, and is made again behind the next one that does not."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **options)
+        self._queue: list[tuple[str, str]] = []
+
+    async def _save(self, key: str, json: str) -> None:
+        try:
+            await super()._save(key, json)
+        except StoreUnavailableError:
+            self._queue.append((key, json))
+            raise
+        while self._queue:
+            await super()._save(*self._queue.pop(0))
+
+
 @mutant("never-reconnects", "errors.recovery", "errors.connection-reset")
 class NeverReconnects(ReferenceStore):
     """A connection that has broken is used again and again."""

@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dagonizer.errors import StoreClosedError
 from dagonizer_conformance.mutants.mutant import mutant
@@ -93,6 +93,28 @@ class CloseCutsOthers(ReferenceStore):
                 connection._socket.shutdown(2)  # noqa: SLF001
 
 
+@mutant("close-cancels-others", "lifecycle.close-spares-others")
+class CloseCancelsOthers(ReferenceStore):
+    """Closing one store cancels what is under way, whichever store of the process it belongs to."""
+
+    _under_way: ClassVar[set[asyncio.Task[Any]]] = set()
+
+    async def load(self, key: str) -> str | None:
+        """Return the text under ``key``."""
+        task = asyncio.current_task()
+        self._under_way.update({task} if task is not None else ())
+        try:
+            return await super().load(key)
+        finally:
+            self._under_way.difference_update({task})
+
+    async def aclose(self) -> None:
+        """Close this store."""
+        for task in list(self._under_way):
+            task.cancel()
+        await super().aclose()
+
+
 @mutant("close-waits-for-ever", "lifecycle.close-during-save")
 class CloseWaitsForEver(ReferenceStore):
     """Closing waits for the connection that a running request holds, which gives it to nobody."""
@@ -176,6 +198,18 @@ class LockFileForEachStore(ReferenceStore):
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **options)
         self._lock_file = os.open(os.devnull, os.O_RDONLY)
+
+
+@mutant("lock-file-for-each-writer", "lifecycle.open-close-leaks-nothing")
+class LockFileForEachWriter(ReferenceStore):
+    """The first save of a store opens a file, which closing does not close."""
+
+    _lock_file: int | None = None
+
+    async def _save(self, key: str, json: str) -> None:
+        if self._lock_file is None:
+            self._lock_file = os.open(os.devnull, os.O_RDONLY)
+        await super()._save(key, json)
 
 
 @mutant("slots-of-first-loop", "lifecycle.second-event-loop")

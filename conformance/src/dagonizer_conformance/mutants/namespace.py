@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+import hashlib
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from dagonizer import StoreError
 from dagonizer_conformance.mutants.mutant import mutant
 from dagonizer_conformance.mutants.reference import ReferenceStore
 
@@ -54,6 +58,35 @@ class JoinWithout(_Joined):
     """Namespace and key are joined by nothing."""
 
 
+class _HashesLongKeys(ReferenceStore):
+    long = 200
+
+    def place(self, key: str) -> dict[str, str]:
+        place = super().place(key)
+        if len(key.encode()) <= self.long:
+            return place
+        return {"namespace": "hashed", "key": hashlib.sha256(self._hashed(key).encode()).hexdigest()}
+
+    def _hashed(self, key: str) -> str:
+        raise NotImplementedError
+
+
+@mutant("namespace-left-out-of-hash", "namespace.same-key")
+class LeaveOutOfHash(_HashesLongKeys):
+    """A key that is too long for a name is replaced by its hash, without the namespace."""
+
+    def _hashed(self, key: str) -> str:
+        return key
+
+
+@mutant("namespace-joined-in-hash", "namespace.joined-names")
+class JoinInHash(_HashesLongKeys):
+    """A key that is too long for a name is replaced by a hash of the namespace, a colon and the key."""
+
+    def _hashed(self, key: str) -> str:
+        return f"{self._namespace}:{key}"
+
+
 @mutant("namespace-sanitized", "namespace.joined-names")
 class SanitizeNamespace(ReferenceStore):
     """A namespace is made the name of a table, in which its colons become hyphens."""
@@ -102,3 +135,38 @@ class EvictOthers(_Beside):
             self._made_room = True
             await self._remove(["bystander"])
         await super()._save(key, json)
+
+
+@mutant("saves-spread-late", "namespace.bystander-untouched")
+class SpreadLate(ReferenceStore):
+    """Keeps what was saved in its process, for all stores there to see, and writes it a second later."""
+
+    _unwritten: ClassVar[dict[tuple[str, str], str | None]] = {}
+    _tasks: ClassVar[set[asyncio.Task[None]]] = set()
+
+    async def load(self, key: str) -> str | None:
+        """Return the text under ``key``."""
+        place = self._namespace, key
+        return self._unwritten[place] if place in self._unwritten else await super().load(key)
+
+    async def _save(self, key: str, json: str) -> None:
+        self._write_soon(key, json)
+
+    async def _delete(self, key: str) -> None:
+        self._write_soon(key, None)
+
+    def _write_soon(self, key: str, json: str | None) -> None:
+        self._unwritten[self._namespace, key] = json
+        task = asyncio.create_task(self._write_late(key))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _write_late(self, key: str) -> None:
+        await asyncio.sleep(1.2)
+        place = self._namespace, key
+        with suppress(StoreError, KeyError):
+            text = self._unwritten[place]
+            # This one may be closed.
+            async with ReferenceStore(self._host, self._port, self._namespace) as store:
+                await (store.delete(key) if text is None else store.save(key, text))
+            del self._unwritten[place]

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 def render_junit(report: Report) -> str:
     """Return ``report`` as an XML document of one test suite.
 
-    FAIL is a failure, ERROR an error, and whatever else did not pass is skipped: it never counts as passed.
+    FAIL is a failure, ERROR and INCONCLUSIVE are errors, for the run does not end well with them. Whatever else did
+    not pass is skipped: it never counts as passed.
     """
     counts = report.counts()
-    failed, errors = counts.get(Status.FAIL, 0), counts.get(Status.ERROR, 0)
+    failed = counts.get(Status.FAIL, 0)
+    errors = counts.get(Status.ERROR, 0) + counts.get(Status.INCONCLUSIVE, 0)
     skipped = len(report.results) - counts.get(Status.PASS, 0) - failed - errors
     numbers = {
         "tests": str(len(report.results)),
@@ -62,7 +64,7 @@ def _add_case(suite: Element, result: Result) -> None:
     )
     if result.status == Status.PASS:
         return
-    if result.status in {Status.FAIL, Status.ERROR}:
+    if result.status in {Status.FAIL, Status.ERROR, Status.INCONCLUSIVE}:
         tag = "failure" if result.status == Status.FAIL else "error"
         # The whole detail is in the text; the message is what build servers show in a list.
         first_line = result.detail.strip().partition("\n")[0]

@@ -31,7 +31,7 @@ STATUS_MEANINGS = {
     Status.UNVERIFIED: "Nobody knows: the harness has no hook for what the case needs, so it was not tried. "
     "The store may or may not do it.",
     Status.INCONCLUSIVE: "Nobody knows: the case was tried, but its time was up, or the overlap or cancellation "
-    "it is about never happened. Another run may tell.",
+    "it is about never happened. Another run may tell, unless the store makes all its clients wait for each other.",
     Status.ERROR: "The kit or the harness is at fault; this says nothing of the store.",
 }
 """What each status means, and what it does not."""

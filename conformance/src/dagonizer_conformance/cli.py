@@ -88,6 +88,7 @@ def run_command(
 
     async def test() -> int:
         executor = ThreadPoolExecutor()
+        abandoned_before = len(abandoned)
         asyncio.get_running_loop().set_default_executor(executor)
         with Progress(console) as progress, _watchdog(3 * patience + (120 if budget is Budget.SOAK else 5)):
             finished = await run(
@@ -110,7 +111,11 @@ def run_command(
         if require is not None and require not in finished.levels:
             console.print(Text(f"{require} was required, and not earned.", style="bold red"))
             code = code or 1
-        _leave_what_is_stuck(executor, code)
+        if len(abandoned) > abandoned_before or not _ends(executor):
+            sys.stderr.write("dagonizer-conformance: an operation of the store does not end, and is left behind\n")
+            stdout.flush()
+            # It would hold up the end of the program for ever. Never 0, for such a store does not conform.
+            os._exit(code or 1)
         return code
 
     # What a store prints must not come among what a script reads.
@@ -240,15 +245,12 @@ def _watchdog(seconds: float) -> Iterator[None]:
         thread.join()
 
 
-def _leave_what_is_stuck(executor: ThreadPoolExecutor, code: int) -> None:
-    """End the program at once if a task or a thread of the store does not end, for else it would wait for them."""
+def _ends(executor: ThreadPoolExecutor) -> bool:
+    """Return whether the threads of ``executor`` end."""
     ending = threading.Thread(target=executor.shutdown, daemon=True)
     ending.start()
     ending.join(_SECONDS_TO_END)
-    if abandoned or ending.is_alive():
-        sys.stderr.write("dagonizer-conformance: an operation of the store does not end, and is left behind\n")
-        sys.stdout.flush()
-        os._exit(code)
+    return not ending.is_alive()
 
 
 def _report_file(text: str) -> tuple[str, Path]:

@@ -59,6 +59,8 @@ class JoinWithout(_Joined):
 
 
 class _HashesLongKeys(ReferenceStore):
+    """Replaces a long key by a hash: correct, with the namespace and its length in it."""
+
     long = 200
 
     def place(self, key: str) -> dict[str, str]:
@@ -68,7 +70,7 @@ class _HashesLongKeys(ReferenceStore):
         return {"namespace": "hashed", "key": hashlib.sha256(self._hashed(key).encode()).hexdigest()}
 
     def _hashed(self, key: str) -> str:
-        raise NotImplementedError
+        return f"{len(self._namespace)}:{self._namespace}{key}"
 
 
 @mutant("namespace-left-out-of-hash", "namespace.same-key")

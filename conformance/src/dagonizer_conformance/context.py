@@ -12,6 +12,7 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from dagonizer import StoreURL
@@ -236,10 +237,12 @@ class Context:
             key = self.key("probe")
             text = self.text(key, writer="probe")
             client = client.unbounded()
-            steps = [Steps(call) for call in (client.save(key, text), client.load(key), client.delete(key))]
-            for step in steps:
-                await within(self.patience, _awaited(step), "an operation")
-            self._run.gives_way = any(step.suspensions for step in steps)
+            suspensions = 0
+            for call in (partial(client.save, key, text), partial(client.load, key), partial(client.delete, key)):
+                steps = Steps(call())
+                await within(self.patience, _awaited(steps), "an operation")
+                suspensions += steps.suspensions
+            self._run.gives_way = suspensions > 0
         return self._run.gives_way
 
     async def _in_threads(self, scripts: Sequence[Script]) -> None:

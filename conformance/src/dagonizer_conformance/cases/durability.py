@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from dagonizer_conformance.case import case
 from dagonizer_conformance.certificate import read_certificate
-from dagonizer_conformance.context import Budget
+from dagonizer_conformance.many import for_each, save_many
 from dagonizer_conformance.outcomes import Inconclusive, Unverified, Violation, expect, expect_text, shown
 from dagonizer_conformance.results import Level
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from dagonizer_conformance.client import Client
     from dagonizer_conformance.context import Context
 
-T = TypeVar("T")
-
-_TASKS = 16
-_SAMPLE = 10
-_FAST = 0.5
 _MIXED = (0, 0, 3_000, 60_000)
 _SMALL = (0, 0, 300, 300, 1_000, 3_000, 10_000, 20_000)
 _LARGE = (300_000, 1_000_000)
@@ -57,7 +51,7 @@ async def many_keys(context: Context) -> None:
         key, text = item
         expect_text(await client.load(key), text, f"what was loaded from {shown(key)}, one of {len(texts):,} keys,")
 
-    await _each(texts.items(), check)
+    await for_each(texts.items(), check)
 
 
 @case("durability.nothing-expires", level=Level.CORE, oracle="texts saved at the start of the run and of the case")
@@ -143,41 +137,6 @@ async def in_the_backend(context: Context) -> None:
         await client.delete(key)
         found = await context.harness.peek(context.namespace, key)
         expect_text(found, None, f"what the backend holds under {shown(key)}, which was deleted,")
-
-
-async def save_many(context: Context, client: Client, *, many: int, few: int) -> dict[str, str]:
-    """Save ``many`` new entries, only ``few`` of them in ``smoke`` when the store is slow; return the texts by key."""
-    keys = [context.key(f"{number:04}") for number in range(many)]
-    texts = {key: context.text(key) for key in keys}
-    # The fastest, for it says most about the store and least about a busy machine.
-    fastest = math.inf
-    for key in keys[:_SAMPLE]:
-        began = time.monotonic()
-        await client.save(key, texts[key])
-        fastest = min(fastest, time.monotonic() - began)
-    if context.budget is Budget.SMOKE and fastest * many > _FAST:
-        keys = keys[:few]
-    texts = {key: texts[key] for key in keys}
-    await save_all(client, {key: texts[key] for key in keys[_SAMPLE:]})
-    return texts
-
-
-async def save_all(client: Client, texts: Mapping[str, str]) -> None:
-    """Save each text under its key, several at a time."""
-    await _each(texts.items(), lambda item: client.save(*item))
-
-
-async def _each(items: Iterable[T], act: Callable[[T], Awaitable[object]]) -> None:
-    """Do ``act`` with each item, several at a time."""
-    waiting = iter(items)
-
-    async def work() -> None:
-        for item in waiting:
-            await act(item)
-
-    for outcome in await asyncio.gather(*(work() for _ in range(_TASKS)), return_exceptions=True):
-        if outcome is not None:
-            raise outcome
 
 
 async def _leave(context: Context, client: Client) -> dict[str, str | None]:

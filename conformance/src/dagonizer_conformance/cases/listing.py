@@ -7,8 +7,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dagonizer_conformance.case import case
-from dagonizer_conformance.cases.durability import save_all, save_many
 from dagonizer_conformance.interruption import within
+from dagonizer_conformance.many import save_all, save_many
 from dagonizer_conformance.outcomes import Violation, expect, expect_text, shown
 from dagonizer_conformance.results import Capability
 

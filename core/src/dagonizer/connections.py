@@ -1,0 +1,165 @@
+"""What a store over a network holds: a connection for each event loop that uses it.
+
+Drivers bind their connections to one event loop, and a call of theirs that is cancelled goes on in the server. What
+follows from both is the same for every backend, and stands here once, for the stores of this project and of others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from dagonizer.errors import StoreClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+C = TypeVar("C")
+T = TypeVar("T")
+
+
+class Connections(Generic[C]):
+    """One connection, client or pool for each event loop, made when it is first needed.
+
+    ``connect`` returns an async context manager of a connection: best a function under ``asynccontextmanager``, for an
+    event loop that ends closes the async generators that were begun in it, and with them connections that nobody
+    closed. ``timeout``, in seconds, bounds every operation, connecting included. ``owner`` is the store's class, for
+    the message of ``StoreClosedError``.
+    """
+
+    def __init__(
+        self, connect: Callable[[], AbstractAsyncContextManager[C]], *, timeout: float, owner: type[object]
+    ) -> None:
+        self._connect = connect
+        self._timeout = timeout
+        self._owner = owner
+        self._by_loop: dict[asyncio.AbstractEventLoop, _LoopConnection[C]] = {}
+        self._closed = False
+
+    def check_open(self) -> None:
+        """Raise ``StoreClosedError`` after ``aclose``."""
+        if self._closed:
+            raise StoreClosedError(f"this {self._owner.__name__} is closed")
+
+    async def read(self, operation: Callable[[C], Awaitable[T]]) -> T:
+        """Return what ``operation`` makes of this event loop's connection. A cancellation cancels it.
+
+        Raises ``StoreClosedError`` after ``aclose``, ``TimeoutError`` after the timeout, and what ``operation`` raises.
+        """
+        mine = self._of_this_loop()
+        mine.begin()
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await operation(await mine.connection())
+        finally:
+            mine.end()
+
+    async def write(self, key: str, operation: Callable[[C], Awaitable[T]]) -> T:
+        """Do the same for an operation that changes the entry under ``key``, and finish it although it is cancelled.
+
+        The caller gets its ``CancelledError`` at once. The next write under ``key`` by this store and event loop waits
+        for the end of those that were cancelled, so that none of them can take effect after it.
+        """
+        mine = self._of_this_loop()
+        earlier = tuple(mine.cancelled.get(key, ()))
+
+        async def write() -> T:
+            async with asyncio.timeout(self._timeout):
+                if earlier:
+                    await asyncio.wait(earlier)
+                return await operation(await mine.connection())
+
+        mine.begin()
+        task = asyncio.create_task(write())
+        task.add_done_callback(mine.end)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            mine.remember(key, task)
+            raise
+        return task.result()
+
+    async def aclose(self) -> None:
+        """Wait for the operations that are under way, then close the connections of all event loops that still run."""
+        self._closed = True
+        for loop, connection in list(self._by_loop.items()):
+            if loop is asyncio.get_running_loop():
+                await connection.close(self._timeout)
+            elif loop.is_running():
+                closing = asyncio.run_coroutine_threadsafe(connection.close(self._timeout), loop)
+                # The loop may end before it gets to it, and has then closed the connection itself.
+                await asyncio.wait({asyncio.wrap_future(closing)}, timeout=self._timeout)
+
+    def _of_this_loop(self) -> _LoopConnection[C]:
+        self.check_open()
+        loop = asyncio.get_running_loop()
+        connection = self._by_loop.get(loop)
+        if connection is None:
+            for ended in [other for other in list(self._by_loop) if other.is_closed()]:
+                self._by_loop.pop(ended, None)
+            connection = self._by_loop[loop] = _LoopConnection(self._connect)
+            # Another thread may have closed the store meanwhile, and not have seen this connection.
+            self.check_open()
+        return connection
+
+
+class _LoopConnection(Generic[C]):
+    """The connection of one event loop, and what uses it."""
+
+    def __init__(self, connect: Callable[[], AbstractAsyncContextManager[C]]) -> None:
+        self.cancelled: dict[str, set[asyncio.Task[object]]] = {}
+        """Writes by key, whose callers were cancelled and that are still under way."""
+        self._connect = connect
+        self._entered: tuple[AbstractAsyncContextManager[C], C] | None = None
+        self._lock = asyncio.Lock()
+        self._users = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def begin(self) -> None:
+        """Count one more user."""
+        self._users += 1
+        self._idle.clear()
+
+    def end(self, _task: object = None) -> None:
+        """Count one less."""
+        self._users -= 1
+        if not self._users:
+            self._idle.set()
+
+    async def connection(self) -> C:
+        """Connect, once."""
+        if self._entered is None:
+            async with self._lock:
+                if self._entered is None:
+                    context = self._connect()
+                    self._entered = (context, await context.__aenter__())
+        return self._entered[1]
+
+    def remember(self, key: str, write: asyncio.Task[T]) -> None:
+        """Let later writes under ``key`` wait for this one."""
+        writes = self.cancelled.setdefault(key, set())
+        writes.add(write)
+
+        def forget(write: asyncio.Task[T]) -> None:
+            writes.discard(write)
+            if not writes and self.cancelled.get(key) is writes:
+                del self.cancelled[key]
+            if not write.cancelled():
+                # Nobody else will ask, and asyncio logs what nobody has asked for.
+                write.exception()
+
+        write.add_done_callback(forget)
+
+    async def close(self, patience: float) -> None:
+        """Disconnect, once nobody uses the connection or ``patience`` seconds are over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._idle.wait()
+        async with self._lock:
+            if self._entered is not None:
+                context, _ = self._entered
+                self._entered = None
+                await context.__aexit__(None, None, None)

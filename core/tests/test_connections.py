@@ -1,0 +1,245 @@
+"""One connection for each event loop, and operations that are bounded, ordered and waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from contextlib import asynccontextmanager
+
+import pytest
+
+from dagonizer.connections import Connections
+from dagonizer.errors import StoreClosedError
+
+
+class Server:
+    """Counts connections; its writes wait until they are let through."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.closed = 0
+        self.refusing = False
+        self.done: list[str] = []
+
+    @asynccontextmanager
+    async def connect(self):
+        await asyncio.sleep(0)
+        if self.refusing:
+            raise ConnectionRefusedError
+        self.opened += 1
+        try:
+            yield self.opened
+        finally:
+            await asyncio.sleep(0)
+            self.closed += 1
+
+    def connections(self, timeout: float = 5) -> Connections[int]:
+        return Connections(self.connect, timeout=timeout, owner=Server)
+
+
+async def identity(connection: int) -> int:
+    await asyncio.sleep(0)
+    return connection
+
+
+async def test_operations_of_one_event_loop_share_one_connection():
+    server = Server()
+    connections = server.connections()
+    assert set(await asyncio.gather(*(connections.read(identity) for _ in range(20)))) == {1}
+    assert await connections.write("key", identity) == 1
+    await connections.aclose()
+    assert (server.opened, server.closed) == (1, 1)
+
+
+async def test_who_waits_for_a_connection_that_fails_tries_one_itself():
+    server = Server()
+    connections = server.connections()
+    server.refusing = True
+    outcomes = await asyncio.gather(*(connections.read(identity) for _ in range(3)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ConnectionRefusedError] * 3
+    server.refusing = False
+    assert await connections.read(identity) == 1
+
+
+async def test_a_cancelled_first_operation_does_not_take_the_connection_from_the_others():
+    server = Server()
+    connections = server.connections()
+    first, second = (asyncio.create_task(connections.read(identity)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second == 1
+    await connections.aclose()
+    assert server.opened == server.closed
+
+
+def test_each_event_loop_has_its_own_connection_and_closes_it_when_it_ends():
+    server = Server()
+    connections = server.connections()
+    assert asyncio.run(connections.read(identity)) == 1
+    assert server.closed == 1
+    assert asyncio.run(connections.read(identity)) == 2
+    assert server.closed == 2
+    asyncio.run(connections.aclose())
+    assert (server.opened, server.closed) == (2, 2)
+    assert len(connections._by_loop) == 1, "event loops that have ended are forgotten"
+
+
+async def test_closing_closes_the_connections_of_other_running_loops_in_those_loops():
+    server = Server()
+    connections = server.connections()
+    used, leave = threading.Event(), threading.Event()
+
+    def run() -> None:
+        async def use() -> None:
+            await connections.read(identity)
+            used.set()
+            await asyncio.to_thread(leave.wait)
+
+        asyncio.run(use())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    await asyncio.to_thread(used.wait)
+    await connections.aclose()
+    assert (server.opened, server.closed) == (1, 1)
+    leave.set()
+    await asyncio.to_thread(thread.join)
+
+
+async def test_closing_waits_for_what_is_under_way_and_refuses_what_comes_later():
+    server = Server()
+    connections = server.connections()
+    go_on = asyncio.Event()
+
+    async def slow(connection: int) -> int:
+        await go_on.wait()
+        assert server.closed == 0
+        return connection
+
+    operations = [asyncio.create_task(connections.read(slow)), asyncio.create_task(connections.write("key", slow))]
+    just_begun = asyncio.create_task(connections.write("other", slow))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(connections.aclose())
+    await asyncio.sleep(0)
+    with pytest.raises(StoreClosedError, match="this Server is closed"):
+        await connections.read(identity)
+    with pytest.raises(StoreClosedError):
+        await connections.write("key", identity)
+    go_on.set()
+    assert await asyncio.gather(*operations, just_begun) == [1, 1, 1]
+    await closing
+    await connections.aclose()
+    assert (server.opened, server.closed) == (1, 1)
+
+
+async def test_every_operation_is_bounded_and_so_is_closing():
+    server = Server()
+    connections = server.connections(timeout=0.01)
+
+    async def never(_connection: int) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await connections.read(never)
+    with pytest.raises(TimeoutError):
+        await connections.write("key", never)
+
+    async def deaf(_connection: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await leave.wait()
+
+    leave = asyncio.Event()
+    stuck = asyncio.create_task(connections.read(deaf))
+    await asyncio.sleep(0)
+    await connections.aclose()
+    assert server.closed == 1
+    leave.set()
+    await asyncio.wait({stuck})
+
+
+async def test_a_cancelled_read_is_cancelled():
+    connections = Server().connections()
+    cancelled = asyncio.Event()
+
+    async def read(_connection: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    task = asyncio.create_task(connections.read(read))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cancelled.is_set()
+
+
+async def test_a_cancelled_write_is_finished_before_the_next_one_of_its_key():
+    connections = Server().connections()
+    done: list[str] = []
+    gates = {name: asyncio.Event() for name in ("first", "second")}
+
+    def write(name: str):
+        async def operation(_connection: int) -> str:
+            await gates.get(name, finished).wait()
+            done.append(name)
+            return name
+
+        return operation
+
+    finished = asyncio.Event()
+    finished.set()
+    cancelled = [asyncio.create_task(connections.write("key", write(name))) for name in gates]
+    await asyncio.sleep(0)
+    for task in cancelled:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    third = asyncio.create_task(connections.write("key", write("third")))
+    assert await connections.write("other", write("other")) == "other"
+    gates["second"].set()
+    await asyncio.sleep(0.01)
+    assert done == ["other", "second"], "the third waits for both"
+    gates["first"].set()
+    assert await third == "third"
+    assert done == ["other", "second", "first", "third"]
+    assert connections._of_this_loop().cancelled == {}
+
+
+async def test_a_write_that_is_cancelled_at_once_does_not_wait_for_itself():
+    connections = Server().connections(timeout=60)
+    await connections.read(identity)
+    first = asyncio.create_task(connections.write("key", identity))
+    await asyncio.sleep(0)
+    first.cancel()
+    second = asyncio.create_task(connections.write("key", identity))
+    await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.wait({first, second})
+    async with asyncio.timeout(5):
+        assert await connections.write("key", identity) == 1
+
+
+async def test_a_cancelled_write_that_fails_later_leaves_no_complaint():
+    connections = Server().connections()
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+
+    async def fail(_connection: int) -> None:
+        await asyncio.sleep(0)
+        raise ValueError
+
+    task = asyncio.create_task(connections.write("key", fail))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await connections.write("key", identity)
+    await connections.aclose()
+    gc.collect()
+    assert complaints == []

@@ -1,0 +1,1 @@
+pytest_plugins = ["dagonizer_test_servers.plugin"]

@@ -5,14 +5,15 @@ from html.parser import HTMLParser
 from itertools import combinations
 from xml.etree import ElementTree as ET
 
-import msgspec
 import pytest
 from rich.console import Console
 
-from dagonizer_conformance.report import FORMATS, render
+from dagonizer_conformance.outcomes import TargetError
+from dagonizer_conformance.report import FORMATS, read_json, render
 from dagonizer_conformance.report._style import DARK, LIGHT, TINT
 from dagonizer_conformance.report._visible import made_visible
 from dagonizer_conformance.report._wording import duration, verdict
+from dagonizer_conformance.report.comparison import print_comparison, render_comparison, worst_exit_code
 from dagonizer_conformance.report.terminal import Progress, print_report, print_timeline
 from dagonizer_conformance.results import Capability, Level, Operation, Report, Result, Status
 
@@ -187,8 +188,17 @@ class TestJson:
         }  # fmt: skip
         assert json.loads(render(ALL_PASS, "json"))["levels"] == ["CORE", "CONCURRENT", "CRASH-SAFE"]
 
-    def test_the_report_can_be_read_back(self):
-        assert msgspec.json.decode(render(EVERY_STATUS, "json"), type=Report) == EVERY_STATUS
+    def test_the_report_can_be_read_back(self, tmp_path):
+        file = tmp_path / "report.json"
+        file.write_text(render(EVERY_STATUS, "json"))
+        assert read_json(file) == EVERY_STATUS
+
+    @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "dagonizer-conformance/1"}', "\xff"])
+    def test_another_file_is_refused(self, tmp_path, text):
+        file = tmp_path / "report.json"
+        file.write_text(text, encoding="latin-1")
+        with pytest.raises(TargetError, match="is not a report"):
+            read_json(file)
 
     def test_it_is_indented(self):
         assert render(ALL_PASS, "json").startswith('{\n  "format": "dagonizer-conformance/1",\n')
@@ -511,3 +521,35 @@ def test_the_verdict_agrees_with_the_exit_code(statuses, expected):
 )  # fmt: skip
 def test_a_duration_has_three_digits(seconds, expected):
     assert duration(seconds) == expected
+
+
+COMPARED = {"every": EVERY_STATUS, "all <pass>": ALL_PASS, "hostile": HOSTILE_REPORT}
+
+
+class TestComparison:
+    def test_the_terminal_has_a_column_for_each_store_and_its_verdict(self):
+        text = printed(lambda console: print_comparison(COMPARED, console), width=120)
+        rows = {line.split("  ")[0].strip(): line for line in text.splitlines()}
+        assert rows["CORE"].count("earned") == 3
+        assert rows["CORE"].count("✓ earned") == 1
+        assert "all <pass>: Conforms: all 3 cases passed." in text
+        assert not [character for character in text if ord(character) < 32 and character != "\n"]
+
+    def test_the_page_shows_every_case_of_every_store(self):
+        shown = Page(render_comparison(COMPARED, {"every": "a%20b/every.html"}))
+        for compared in COMPARED.values():
+            for of_case in made_visible(compared).results:
+                assert of_case.id in shown.text
+        assert "saw `x`" in shown.text
+        assert "✗ FAIL" in shown.text
+        assert "not run" in shown.text
+        assert shown.links == ["a%20b/every.html"] * (len(shown.links))
+        assert shown.links
+
+    def test_the_worst_report_decides_the_exit_code(self):
+        inconclusive = report(result(status=Status.INCONCLUSIVE))
+        failed = report(result(status=Status.FAIL))
+        assert worst_exit_code({"a": ALL_PASS}) == 0
+        assert worst_exit_code({"a": ALL_PASS, "b": inconclusive}) == 2
+        assert worst_exit_code({"a": inconclusive, "b": failed}) == 1
+        assert worst_exit_code({"a": failed, "b": EVERY_STATUS}) == 3

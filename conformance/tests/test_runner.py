@@ -560,6 +560,23 @@ def test_the_command_reports_in_every_format(monkeypatch, capsys, tmp_path):
     assert "<html" in (tmp_path / "html").read_text()
 
 
+def test_the_command_compares_reports(monkeypatch, capsys, tmp_path):
+    for name, case in (("one", "basic.round-trip"), ("two", "key.slashes")):
+        reports = [f"--report={kind}={tmp_path / name}.{kind}" for kind in ("json", "html")]
+        assert cli(monkeypatch, "memory://", "-k", case, "--budget", "smoke", *reports) == 0
+    capsys.readouterr()
+    files = [str(tmp_path / f"{name}.json") for name in ("one", "two")]
+    assert cli(monkeypatch, "compare", *files, "--html", str(tmp_path / "index.html")) == 0
+    assert "one: Conforms: the only case passed." in capsys.readouterr().out
+    page = (tmp_path / "index.html").read_text()
+    assert 'href="one.html"' in page
+    assert "key.slashes" in page
+    assert cli(monkeypatch, "compare", *files, "--require", "CORE") == 1
+    assert "not earned by one, two" in capsys.readouterr().out
+    assert cli(monkeypatch, "compare", files[0], files[0]) == 3
+    assert "files of one name" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

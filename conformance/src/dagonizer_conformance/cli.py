@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -27,7 +28,8 @@ from dagonizer_conformance.interruption import abandoned
 from dagonizer_conformance.mutants.catalogue import all_mutants
 from dagonizer_conformance.mutants.matrix import judge
 from dagonizer_conformance.outcomes import TargetError
-from dagonizer_conformance.report import FORMATS, render
+from dagonizer_conformance.report import FORMATS, read_json, render
+from dagonizer_conformance.report.comparison import print_comparison, render_comparison, worst_exit_code
 from dagonizer_conformance.report.terminal import Progress, print_report
 from dagonizer_conformance.results import Level
 from dagonizer_conformance.runner import PATIENCE, run, select
@@ -164,6 +166,33 @@ def explain(case_id: Annotated[str, typer.Argument(metavar="ID", help="The id of
 
 
 @app.command()
+def compare(
+    reports: Annotated[list[Path], typer.Argument(help="Files that `run --report json=FILE` has written.")],
+    html: Annotated[Path | None, typer.Option(help="Write one page with every case of every store.")] = None,
+    require: Annotated[Level | None, typer.Option(help="The level that each must have, else exit code 1.")] = None,
+) -> None:
+    """Show the reports of several stores in one table, each under the name of its file.
+
+    On the page a store's name leads to its own page, where NAME.html stands beside NAME.json. The exit code is that of
+    the worst report.
+    """
+    by_name = {file.stem: read_json(file) for file in reports}
+    if len(by_name) < len(reports):
+        raise TargetError("two reports have files of one name; a report is shown under the name of its file")
+    console = _console()
+    print_comparison(by_name, console)
+    if html is not None:
+        pages = {file.stem: file.with_suffix(".html") for file in reports if file.with_suffix(".html").is_file()}
+        addresses = {name: quote(os.path.relpath(page, html.parent)) for name, page in pages.items()}
+        html.write_text(render_comparison(by_name, addresses), encoding="utf-8")
+    code = worst_exit_code(by_name)
+    short = [name for name, report in by_name.items() if require is not None and require not in report.levels]
+    if short:
+        console.print(Text(f"{require} was required, and not earned by {', '.join(short)}.", style="bold red"))
+    raise _Ended(code or bool(short))
+
+
+@app.command()
 def mutants(
     only: Annotated[
         list[str] | None,
@@ -199,7 +228,7 @@ class _Ended(Exception):  # noqa: N818 - a result
 def main() -> None:
     """Run the command; print what a user can mend as one line."""
     arguments = sys.argv[1:]
-    if arguments and arguments[0] not in {"run", "list", "explain", "mutants", "--help"}:
+    if arguments and arguments[0] not in {"run", "list", "explain", "compare", "mutants", "--help"}:
         arguments = ["run", *arguments]
     # For a harness in a module of the current directory, which a command does not see otherwise.
     sys.path.append(str(Path.cwd()))

@@ -40,14 +40,21 @@ _HISTORY_CAPTION = (
 
 def render_html(report: Report) -> str:
     """Return ``report`` as one self-contained page, for wide and narrow, light and dark screens."""
+    return page(
+        f"{report.store}: conformance",
+        f"{_header(report)}\n{_overview(report)}\n{_failures(report)}\n{_matrix(report)}\n{_legend()}",
+    )
+
+
+def page(title: str, body: str) -> str:
+    """Return a page of the HTML ``body`` that needs nothing beside itself."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         # What a store said is shown and never obeyed, even if an escape were forgotten somewhere.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(report.store)}: conformance</title>\n<style>{style()}</style>\n</head>\n<body>\n<main>\n"
-        f"{_header(report)}\n{_overview(report)}\n{_failures(report)}\n{_matrix(report)}\n{_legend()}\n"
+        f"<title>{escape(title)}</title>\n<style>{style()}</style>\n</head>\n<body>\n<main>\n{body}\n"
         "</main>\n</body>\n</html>\n"
     )
 

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from dagonizer_conformance.outcomes import TargetError
+from dagonizer_conformance.results import Report
+
 if TYPE_CHECKING:
-    from dagonizer_conformance.results import Report
+    from pathlib import Path
 
 FORMAT = "dagonizer-conformance/1"
 """Marks the shape of the document; the number rises when a reader of the old one would break."""
@@ -25,3 +28,11 @@ def render_json(report: Report) -> str:
         **msgspec.to_builtins(report),
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
+
+
+def read_json(file: Path) -> Report:
+    """Return the report that ``render_json`` has written to ``file``. Raises ``TargetError`` if it holds none."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Report)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise TargetError(f"{file} is not a report of --report json=FILE: {exc}") from exc

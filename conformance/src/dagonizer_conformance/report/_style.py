@@ -155,6 +155,20 @@ td .why { margin-top: .125rem; font-size: .875rem; color: var(--colour, var(--qu
 .note { margin-top: 1.5rem; max-width: 44rem; }
 tr:target td { background: color-mix(in srgb, var(--unverified) 8%, var(--card)); }
 
+.compared { overflow-x: auto; }
+header + .compared { margin-top: 2rem; }
+.compared > table { min-width: calc(17rem + 7.5rem * var(--stores)); table-layout: fixed; }
+.compared th, .compared td { position: static; width: auto; height: auto; overflow: visible; clip-path: none;
+  padding: .5rem .75rem; border-top: 1px solid var(--line); text-align: left; vertical-align: top; font-size: .875rem;
+  font-weight: 400; white-space: normal; }
+.compared thead th { border-top: 0; font-weight: 650; white-space: nowrap; }
+.compared th:first-child { width: 36%; padding-left: 1.375rem; }
+.compared td, .compared td:last-child { color: var(--colour); }
+.compared td .quiet, .compared td.quiet, .compared td.quiet:last-child { color: var(--quiet); font-size: .8125rem; }
+.compared .id { color: var(--quiet); font-size: .75rem; }
+.group.compared thead { border-top: 1px solid var(--line); }
+.runs { display: grid; gap: 1rem; list-style: none; font-size: .9375rem; }
+
 .history { display: flex; margin-top: .25rem; }
 .history svg { display: block; flex: none; font: 12px var(--mono); fill: var(--text); }
 .scroll { flex: 1; min-width: 0; overflow-x: auto; border-left: 1px solid var(--line);
@@ -192,7 +206,7 @@ g:hover > .bar { stroke-width: 2; }
   .map li { grid-template-columns: 8.25rem 1fr; }
   .failure { padding: 1rem; }
   .group > summary { padding: .75rem 1rem; }
-  tbody tr { display: grid; grid-template-columns: 1fr auto; border-top: 1px solid var(--line);
+  .group:not(.compared) tbody tr { display: grid; grid-template-columns: 1fr auto; border-top: 1px solid var(--line);
     padding: .625rem 1rem; gap: .125rem .75rem; }
   td, td:first-child, td:last-child { width: auto; padding: 0; border: 0; }
   td:nth-child(2) { grid-row: 2; grid-column: 1 / -1; }

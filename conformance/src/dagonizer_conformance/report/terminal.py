@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from dagonizer_conformance.results import Report, Result
 
-_STYLES = {
+STATUS_STYLES = {
     Status.PASS: "green",
     Status.FAIL: "bold red",
     Status.XFAIL: "yellow",
@@ -39,7 +39,9 @@ _STYLES = {
     Status.INCONCLUSIVE: "magenta",
     Status.ERROR: "bold magenta",
 }
-_VERDICT_STYLES = {0: "bold green", 1: "bold red", 2: "bold magenta", 3: "bold magenta"}
+"""How each status is printed."""
+VERDICT_STYLES = {0: "bold green", 1: "bold red", 2: "bold magenta", 3: "bold magenta"}
+"""How the verdict of each exit code is printed."""
 _INDENT = "    "
 _STATUS_WIDTH = max(len(status) for status in Status)
 _UNSETTLED = (Status.XFAIL, Status.UNSUPPORTED, Status.UNVERIFIED, Status.INCONCLUSIVE)
@@ -116,7 +118,7 @@ def print_report(report: Report, console: Console) -> None:
         console.print()
         _print_failure(result, console)
     console.print()
-    console.print(Text(verdict(report), style=_VERDICT_STYLES[report.exit_code]))
+    console.print(Text(verdict(report), style=VERDICT_STYLES[report.exit_code]))
 
 
 def print_timeline(result: Result, console: Console) -> None:
@@ -126,7 +128,7 @@ def print_timeline(result: Result, console: Console) -> None:
 
 
 def _line(result: Result) -> Text:
-    status = (f"{SYMBOLS[result.status]} {result.status:<{_STATUS_WIDTH}}", _STYLES[result.status])
+    status = (f"{SYMBOLS[result.status]} {result.status:<{_STATUS_WIDTH}}", STATUS_STYLES[result.status])
     return Text.assemble(status, f"  {result.id}  ", (duration(result.seconds), "dim"))
 
 
@@ -163,7 +165,7 @@ def _groups(report: Report) -> Table:
     for group, results in by_group(report.results).items():
         counts = [sum(result.status == status for result in results) for status in statuses]
         cells = [
-            Text(str(n) if n else "·", style=_STYLES[status] if n else "dim")
+            Text(str(n) if n else "·", style=STATUS_STYLES[status] if n else "dim")
             for status, n in zip(statuses, counts, strict=True)
         ]
         table.add_row(Text(group), *cells, duration(sum(result.seconds for result in results)))
@@ -177,7 +179,7 @@ def _print_reasons(report: Report, console: Console) -> None:
         if not results:
             continue
         console.print()
-        console.print(Text.assemble((f"{SYMBOLS[status]} {status}  ", _STYLES[status]), STATUS_MEANINGS[status]))
+        console.print(Text.assemble((f"{SYMBOLS[status]} {status}  ", STATUS_STYLES[status]), STATUS_MEANINGS[status]))
         ids: dict[str, list[str]] = {}
         for result in results:
             ids.setdefault(result.detail, []).append(result.id)

@@ -1,0 +1,324 @@
+"""Connections to PostgreSQL: how they are made, lent out, and given up.
+
+A module of its own, since it knows servers and connections but no table, and serves the caller's pool as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import select
+import socket
+import ssl
+import struct
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import asyncpg  # type: ignore[import-untyped]  # it has no types
+
+from dagonizer.errors import StoreAccessError, StoreUnavailableError
+from dagonizer_postgres._errors import DRIVER_ERRORS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from dagonizer.url import Host
+    from dagonizer_postgres._config import PostgresConfig
+
+_PORT = 5432
+_STATEMENTS = 100
+_GOODBYE = 1.0
+_RESET_ON_CLOSE = struct.pack("HH" if os.name == "nt" else "ii", 1, 0)
+
+# Unnamed, for behind a pooler a name may be another client's.
+_WHO = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('transaction_read_only') = 'on'"
+
+# The next host may do what this one does not.
+_NOT_HERE = (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError)
+
+
+# asyncpg has no types.
+Connection: TypeAlias = Any
+_Tls: TypeAlias = ssl.SSLContext | Literal[False]
+
+
+@asynccontextmanager
+async def open_pool(config: PostgresConfig) -> AsyncIterator[asyncpg.Pool]:
+    """Return a pool for the running event loop. It connects when it must, and is closed in bounded time."""
+    connector = _Connector(config)
+    pool = asyncpg.create_pool(
+        min_size=0,
+        max_size=config.pool_size,
+        connect=connector.connect,
+        reset=_leave_as_it_is,
+    )
+    await pool
+    try:
+        yield pool
+    finally:
+        # A server that does not answer is not waited for; the pool then drops its connections.
+        with suppress(*DRIVER_ERRORS):
+            async with asyncio.timeout(_GOODBYE):
+                await pool.close()
+        await connector.close()
+
+
+@asynccontextmanager
+async def lend_pool(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Pool]:
+    """Return the caller's pool, which the caller closes, if the running event loop is the pool's."""
+    if pool._loop is not asyncio.get_running_loop():  # noqa: SLF001 - asyncpg would fail in the middle of a statement
+        raise StoreUnavailableError(
+            "the pool belongs to another event loop; make one in this loop, or give the store a PostgresConfig, which "
+            "serves all loops"
+        )
+    yield pool
+
+
+@asynccontextmanager
+async def borrowed(pool: asyncpg.Pool) -> AsyncIterator[Connection]:
+    """Lend a connection of ``pool`` that was alive a moment ago. It goes back only if it is in step with its server."""
+    connection = await _acquire(pool)
+    try:
+        _check_encoding(connection)
+        try:
+            yield connection
+        except TimeoutError:
+            # The driver has asked the server to cancel the statement, which may take effect until that is done.
+            with suppress(*DRIVER_ERRORS):
+                await connection.execute("SELECT 1")
+            raise
+    except (asyncpg.PostgresError, UnicodeDecodeError, StoreAccessError):
+        raise
+    except BaseException:
+        _drop(connection)
+        raise
+    finally:
+        await _release(pool, connection)
+
+
+async def _acquire(pool: asyncpg.Pool) -> Connection:
+    for _ in range(pool.get_max_size()):
+        connection = await pool.acquire()
+        if not _has_ended(connection):
+            return connection
+        _drop(connection)
+        await pool.release(connection)
+    return await pool.acquire()
+
+
+async def _release(pool: asyncpg.Pool, connection: Connection) -> None:
+    try:
+        await pool.release(connection)
+    except BaseException:
+        _drop(connection)
+        raise
+
+
+def _has_ended(connection: Connection) -> bool:
+    """Return whether something has come that nobody asked for: the connection's end, or word of it."""
+    sock = _socket(connection)
+    # Under TLS the socket is gone a moment before the connection knows.
+    return sock is None or sock.fileno() < 0 or _is_readable(sock.fileno())
+
+
+if hasattr(select, "poll"):
+
+    def _is_readable(fd: int) -> bool:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+else:
+
+    def _is_readable(fd: int) -> bool:
+        return bool(select.select([fd], [], [], 0)[0])
+
+
+def _drop(connection: Connection) -> None:
+    """Close the connection without a word, and take back what it has not sent yet."""
+    # Else it has been closed and given back.
+    with suppress(asyncpg.InterfaceError):
+        sock = _socket(connection)
+        if sock is not None and sock.fileno() >= 0 and sock.family != getattr(socket, "AF_UNIX", None):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        connection.terminate()
+
+
+def _socket(connection: Connection) -> socket.socket | None:
+    """Return its socket, or None once that is closed."""
+    transport = getattr(connection, "_transport", None)
+    sock: socket.socket | None = None if transport is None else transport.get_extra_info("socket")
+    return sock
+
+
+def _check_encoding(connection: Connection) -> None:
+    # Not every pooler passes it on.
+    encoding = getattr(connection.get_settings(), "server_encoding", "UTF8")
+    if encoding != "UTF8":
+        raise StoreAccessError(
+            f"the database has the encoding {encoding}, which cannot hold every text; use one that was made by "
+            "CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+        )
+
+
+async def _leave_as_it_is(_connection: object) -> None:
+    """Do without asyncpg's reset, a round trip for each operation: none of ours leaves anything behind."""
+
+
+class _Connector:
+    """Makes connections to the host that accepts writes."""
+
+    def __init__(self, config: PostgresConfig) -> None:
+        self._config = config
+        self._hosts = list(config.hosts)
+        self._statements = _STATEMENTS if config.statement_cache_size is None else config.statement_cache_size
+        self._tls: tuple[_Tls, ...] | None = None
+        self._abandoned: set[asyncio.Task[Connection]] = set()
+
+    async def connect(self, _dsn: None, **driver: object) -> Connection:
+        """Return a connection, for a pool.
+
+        When the caller is cancelled the attempt goes on, and is the next caller's if it is not over by then: asyncpg
+        leaves a handshake that was cancelled with an error that asyncio logs, for nobody asks for it.
+        """
+        attempt = self._abandoned.pop() if self._abandoned else asyncio.create_task(self._connect(driver))
+        try:
+            return await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            self._abandoned.add(attempt)
+            attempt.add_done_callback(self._give_up)
+            raise
+
+    async def close(self) -> None:
+        """Cancel the attempts that nobody waits for."""
+        abandoned = tuple(self._abandoned)
+        for attempt in abandoned:
+            attempt.cancel()
+        await asyncio.gather(*abandoned, return_exceptions=True)
+
+    def _give_up(self, attempt: asyncio.Task[Connection]) -> None:
+        if attempt in self._abandoned:
+            self._abandoned.remove(attempt)
+            if not attempt.cancelled() and attempt.exception() is None:
+                attempt.result().terminate()
+
+    async def _connect(self, driver: dict[str, object]) -> Connection:
+        async with asyncio.timeout(self._config.timeout):
+            return await self._connect_to_one(driver)
+
+    async def _connect_to_one(self, driver: dict[str, object]) -> Connection:
+        """Connect to the first host that accepts writes; the one found last time is tried first.
+
+        Where there are several, none may take all the time that the operation has.
+        """
+        several = len(self._hosts) > 1
+        share = self._config.timeout / (len(self._hosts) + 1) if several else None
+        failures: list[tuple[Host, Exception]] = []
+        for host in tuple(self._hosts):
+            try:
+                async with asyncio.timeout(share):
+                    connection = await self._connect_to(host, driver)
+            except ssl.SSLCertVerificationError:
+                raise
+            except _NOT_HERE as exc:
+                failures.append((host, exc))
+            else:
+                self._hosts.sort(key=lambda other: other != host)
+                return connection
+        if not several:
+            raise failures[0][1]
+        told = "; ".join(f"{host.name}:{host.port or _PORT}: {exc or type(exc).__name__}" for host, exc in failures)
+        raise ConnectionError(f"no host accepts writes: {told}") from failures[-1][1]
+
+    async def _connect_to(self, host: Host, driver: dict[str, object]) -> Connection:
+        statements = self._statements
+        connection = await self._connect_with_tls(host, {**driver, "statement_cache_size": statements})
+        try:
+            statement = await connection.prepare(_WHO, name="")
+            pid, read_only = await statement.fetchrow()
+        except BaseException:
+            connection.terminate()
+            raise
+        if statements and pid != connection.get_server_pid() and self._config.statement_cache_size is None:
+            # A pooler is between. Behind it a statement's name may be gone, or stand for another client's statement.
+            connection.terminate()
+            self._statements = 0
+            return await self._connect_to(host, driver)
+        if read_only:
+            connection.terminate()
+            raise ConnectionError("it accepts no writes: it is a standby, or default_transaction_read_only is on")
+        return connection
+
+    async def _connect_with_tls(self, host: Host, driver: dict[str, object]) -> Connection:
+        if self._tls is None:
+            self._tls = _tls_of(self._config)
+        *others, last = self._tls if not host.name.startswith("/") else (False,)
+        for tls in others:
+            try:
+                return await self._connect_once(host, tls, driver)
+            except asyncpg.InvalidPasswordError:
+                raise
+            except (ConnectionError, ssl.SSLError, asyncpg.InvalidAuthorizationSpecificationError):
+                continue
+        return await self._connect_once(host, last, driver)
+
+    async def _connect_once(self, host: Host, tls: _Tls, driver: dict[str, object]) -> Connection:
+        # All that asyncpg would look for elsewhere, but for the password.
+        options: dict[str, Any] = {
+            **driver,
+            "host": [host.name],
+            "port": [host.port or _PORT],
+            "user": self._config.user or _system_user(),
+            "password": self._config.password,
+            "database": self._config.database,
+            "ssl": tls,
+            "direct_tls": False,
+            "target_session_attrs": "any",
+            "timeout": self._config.timeout,
+            "server_settings": {"application_name": self._config.application_name},
+        }
+        return await asyncpg.connect(**options)
+
+
+def _tls_of(config: PostgresConfig) -> tuple[_Tls, ...]:
+    """Return how to connect, in the order of trying: with a TLS context, or False for without TLS."""
+    match config.sslmode:
+        case "disable":
+            return (False,)
+        case "allow":
+            return (False, _context(config))
+        case "prefer":
+            return (_context(config), False)
+        case _:
+            return (_context(config),)
+
+
+def _context(config: PostgresConfig) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = config.sslmode == "verify-full"
+    name, file = "sslrootcert", config.sslrootcert
+    try:
+        if config.sslrootcert is None:
+            context.verify_mode = ssl.CERT_NONE
+        elif config.sslrootcert == "system":
+            context.load_default_certs()
+        else:
+            context.load_verify_locations(config.sslrootcert)
+        if config.sslcert is not None:
+            name, file = "sslcert", config.sslcert
+            # Without a function OpenSSL would ask at the terminal.
+            context.load_cert_chain(config.sslcert, config.sslkey, lambda: config.sslpassword or "")
+    except (OSError, ValueError) as exc:
+        raise StoreAccessError(
+            f"cannot use {name}={file}: {getattr(exc, 'strerror', None) or exc}; it must be a readable PEM file, and "
+            "sslkey and sslpassword must fit it"
+        ) from exc
+    return context
+
+
+def _system_user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as exc:
+        raise StoreAccessError("the operating system knows no name for this user; put one into the URL") from exc

@@ -1,0 +1,134 @@
+"""The SDK's client, made so that it keeps the contract.
+
+Apart from the store, for this is all that depends on how aioboto3, aiobotocore, botocore and aiohttp are put together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+# None of them says anything of its types; types_aiobotocore_s3 knows those of the client.
+import aioboto3  # type: ignore[import-untyped]
+import aiohttp
+from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
+from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
+from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+from botocore.loaders import create_loader  # type: ignore[import-untyped]
+
+from dagonizer_s3._errors import Redirected
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from multidict import CIMultiDict
+    from types_aiobotocore_s3 import S3Client
+
+    from dagonizer_s3._config import S3Config
+
+_LARGE = 1 << 20
+_REDIRECTIONS = frozenset({301, 302, 303, 307, 308})
+# What the first client reads: some megabytes of JSON, too much for the event loop's thread.
+_SERVICE_DATA = ("service-2", "endpoint-rule-set-1")
+_DATA = ("partitions", "endpoints", "sdk-default-configuration", "_retry")
+
+
+@asynccontextmanager
+async def connected(config: S3Config) -> AsyncIterator[S3Client]:
+    """Give a client of the running event loop, which sends each request once."""
+    session = await asyncio.to_thread(_session, config)
+    async with session.client(
+        "s3", endpoint_url=config.endpoint_url, verify=config.ca_bundle, config=_settings(config)
+    ) as client:
+        yield client
+
+
+def _session(config: S3Config) -> Any:  # noqa: ANN401 - untyped
+    core = AioSession(profile=config.profile)
+    core.register_component("data_loader", _loader())
+    return aioboto3.Session(
+        botocore_session=core,
+        aws_access_key_id=config.access_key_id,
+        aws_secret_access_key=config.secret_access_key,
+        region_name=config.region,
+    )
+
+
+@functools.cache
+def _loader() -> Any:  # noqa: ANN401 - untyped
+    """Return what knows the SDK's description of S3, read once for all clients of this process."""
+    loader = create_loader()
+    for name in _SERVICE_DATA:
+        loader.load_service_model("s3", name)
+    for name in _DATA:
+        loader.load_data(name)
+    return loader
+
+
+def _settings(config: S3Config) -> Any:  # noqa: ANN401 - untyped
+    return AioConfig(
+        http_session_cls=_Session,
+        connect_timeout=config.timeout,
+        read_timeout=config.timeout,
+        max_pool_connections=config.max_connections,
+        retries={"total_max_attempts": 1},
+        # Trailers are what other servers often do not know. The SHA-256 of what is sent is signed in any case.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": config.addressing},
+    )
+
+
+class _Session(AIOHTTPSession):  # type: ignore[misc] # untyped
+    """An HTTP session that sends each request once.
+
+    aiohttp itself repeats a PUT or DELETE whose connection broke, when the first one may have taken effect and been
+    overwritten since, and goes where a redirection leads, where a PUT may become a GET that succeeds.
+    """
+
+    # What uses it needs no more than its ``request``.
+    async def _get_session(self, proxy_url: str | None) -> Any:  # noqa: ANN401 - not a ClientSession, but as good
+        return _Once(await super()._get_session(proxy_url))
+
+
+class _Once:
+    """What aiobotocore uses of ``aiohttp.ClientSession``."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def request(
+        self,
+        method: str,
+        *,
+        headers: CIMultiDict[str],
+        **options: Any,  # noqa: ANN401 - passed on
+    ) -> aiohttp.ClientResponse:
+        # The first lets the event loop look at its sockets, the second lets it act on what it saw: so connections that
+        # the server has closed leave the pool before one is taken from it.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if int(headers.get("Content-Length", 0)) < _LARGE:
+            # To ask whether the server wants it would take longer than to send it. The header is not signed.
+            headers.pop("Expect", None)
+        response = await self._session.request(
+            method, headers=headers, allow_redirects=False, middlewares=(_told,), **options
+        )
+        if response.status in _REDIRECTIONS:
+            # botocore would ask the bucket for its region, and if that is redirected as well, without end.
+            response.close()
+            raise Redirected(response.status, response.headers.get("x-amz-bucket-region"))
+        return response
+
+
+async def _told(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Raise that a connection broke as an error for which aiohttp does not repeat the request."""
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        # Nothing was sent, and aiohttp does not repeat it.
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as exc:
+        raise aiohttp.ClientPayloadError(str(exc)) from exc

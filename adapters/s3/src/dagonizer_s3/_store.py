@@ -1,0 +1,319 @@
+"""The store: a bucket, one object a key.
+
+An object is the value's UTF-8 bytes. Its version is its ETag, which the server compares when it is asked to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+
+from dagonizer.connections import Connections
+from dagonizer.contracts import VersionedJson
+from dagonizer.errors import (
+    StoreAccessError,
+    StoreConflictError,
+    StoreCorruptedError,
+    StoreUnavailableError,
+)
+from dagonizer.keys import key_bytes, prefix_bytes, value_bytes, value_text
+from dagonizer_s3 import _names as names
+from dagonizer_s3._client import connected
+from dagonizer_s3._errors import code_of, is_broken, status_of, translated
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from types_aiobotocore_s3 import S3Client
+
+    from dagonizer_s3._config import S3Config
+
+    Answer = Mapping[str, Any]
+
+T = TypeVar("T")
+
+_ABSENT = frozenset({"NoSuchKey", "NoSuchVersion"})
+# What a HEAD says of an absent key, for its answer has no body.
+_ABSENT_TO_HEAD = frozenset({*_ABSENT, "404"})
+# Never '*' or a list, which a server takes for something else than one version.
+_VERSION = re.compile(r"[A-Za-z0-9._:+/=-]{1,256}")
+# An ETag that no object has: the MD5 of nobody knows what.
+_NO_VERSION = '"00000000000000000000000000000000"'
+# Seconds before a save is sent again that the server refused since another one was under way.
+_PAUSES = (0.01, 0.05, 0.2, 0.5, 1.0)
+_LOOKS = 16
+
+_TO_SAVE = "s3:PutObject, and use of the KMS key if one encrypts the object,"
+_TO_LOAD = "s3:GetObject, and s3:ListBucket, without which the server says the same of an absent key"
+_TO_DELETE = "s3:DeleteObject"
+_TO_LIST = "s3:ListBucket, and s3:GetObject"
+_TO_SWAP = "s3:PutObject, s3:GetObject and s3:ListBucket, and s3:DeleteObject for what a server stores wrongly,"
+
+
+class S3CheckpointStore:
+    """A store in a bucket of S3 or of a server that speaks its protocol, which any number of processes may share.
+
+    It keeps the whole contract, and lists keys and compares-and-swaps. Making a store does no I/O, and each event loop
+    gets a client of its own, with a pool of connections. ``client`` is one of aioboto3's or aiobotocore's that the
+    caller made, is used instead, and is never closed; it must be used in its own event loop only, and repeats requests
+    as it was configured, also those that may have taken effect.
+
+    Errors, besides those of ``dagonizer.keys``: ``StoreAccessError``, ``StoreLimitError``, ``StoreUnavailableError``,
+    ``StoreConflictError``, ``StoreCorruptedError``, ``StoreClosedError``.
+    """
+
+    def __init__(self, config: S3Config, *, client: S3Client | None = None) -> None:
+        self._config = config
+        self._base = f"{config.prefix}/" if config.prefix else ""
+        self._connections: Connections[S3Client] = Connections(
+            (lambda: connected(config)) if client is None else (lambda: _borrowed(client)),
+            timeout=config.timeout,
+            owner=type(self),
+        )
+        self._encryption = {
+            name: value
+            for name, value in (("ServerSideEncryption", config.sse), ("SSEKMSKeyId", config.sse_kms_key_id))
+            if value is not None
+        }
+        self._compares = False
+
+    async def save(self, key: str, json: str) -> None:
+        """Put ``json`` under ``key``, replacing what is there."""
+        self._connections.check_open()
+        parameters = self._object(key, json)
+        with translated("save to", _TO_SAVE, self._config.place):
+            await self._connections.write(key, lambda client: self._put(client, parameters))
+
+    async def load(self, key: str) -> str | None:
+        """Return the text under ``key``, or None. Raises ``StoreCorruptedError`` if it is not UTF-8."""
+        entry = await self._load(key)
+        return None if entry is None else entry[0]
+
+    async def delete(self, key: str) -> None:
+        """Remove the entry under ``key``, if there is one."""
+        self._connections.check_open()
+        place = self._place(key_bytes(key))
+
+        async def delete(client: S3Client) -> None:
+            try:
+                await client.delete_object(**place)
+            except ClientError as exc:
+                if code_of(exc) not in _ABSENT:
+                    raise
+
+        with translated("delete from", _TO_DELETE, self._config.place):
+            await self._connections.write(key, delete)
+
+    async def load_versioned(self, key: str) -> VersionedJson | None:
+        """Return the text under ``key`` with its version, or None. Raises ``StoreCorruptedError`` like ``load``."""
+        entry = await self._load(key)
+        if entry is None:
+            return None
+        text, answer = entry
+        return VersionedJson(text, self._version(answer))
+
+    async def save_if(self, key: str, json: str, *, expected: str | None) -> str:
+        """Save if the entry has the version ``expected`` (None: no entry), and return its new version.
+
+        Raises ``StoreConflictError``. The store's first one asks the server for something that it must refuse, and
+        raises ``StoreAccessError`` if it does not: a server that ignores conditions would let saves be lost.
+        """
+        self._connections.check_open()
+        parameters = self._object(key, json)
+        conflict = f"the entry under {key!r} is not at the expected version; load it again"
+        if expected is None:
+            parameters["IfNoneMatch"] = "*"
+        elif _VERSION.fullmatch(expected):
+            parameters["IfMatch"] = f'"{expected}"'
+        else:
+            raise StoreConflictError(conflict)
+
+        async def swap(client: S3Client) -> str:
+            await self._expect_comparison(client)
+            try:
+                answer = await self._put(client, parameters)
+            except ClientError as exc:
+                if status_of(exc) in {409, 412} or (expected is not None and code_of(exc) in _ABSENT):
+                    raise StoreConflictError(conflict) from exc
+                raise
+            return self._version(answer)
+
+        with translated("save to", _TO_SWAP, self._config.place):
+            return await self._connections.write(key, swap)
+
+    async def list_keys(self, prefix: str = "") -> AsyncIterator[str]:
+        """Yield every key that starts with ``prefix``, page by page.
+
+        The server filters. Objects that are not the store's are passed over. A key whose name is longer than a file
+        name may be costs a request of its own. Raises ``StoreCorruptedError`` if such an object does not tell its key.
+        """
+        self._connections.check_open()
+        beginning = names.beginning_of(prefix_bytes(prefix))
+        more: dict[str, str] = {}
+        while True:
+            with translated("list", _TO_LIST, self._config.place):
+                page = await self._read(partial(self._page, beginning=beginning, more=more))
+            for key in await self._keys_on(page):
+                self._connections.check_open()
+                if key.startswith(prefix):
+                    yield key
+            if not page.get("IsTruncated"):
+                return
+            token = page.get("NextContinuationToken")
+            if not token or token == more.get("ContinuationToken"):
+                raise StoreUnavailableError(f"could not list {self._config.place}: the server tells no next page")
+            more = {"ContinuationToken": token}
+
+    async def aclose(self) -> None:
+        """Let operations that are under way finish, then close the connections of all event loops."""
+        await self._connections.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        await self.aclose()
+
+    def _place(self, key: bytes) -> dict[str, Any]:
+        return {"Bucket": self._config.bucket, "Key": self._base + names.segment_of(key)}
+
+    def _object(self, key: str, json: str) -> dict[str, Any]:
+        encoded = key_bytes(key)
+        metadata = names.metadata_of(encoded)
+        return {
+            **self._place(encoded),
+            "Body": value_bytes(json),
+            "ContentType": "application/json",
+            **({"Metadata": metadata} if metadata else {}),
+            **self._encryption,
+        }
+
+    async def _put(self, client: S3Client, parameters: Mapping[str, Any]) -> Answer:
+        """Put an object. An answer of 409 says that the server did nothing, and wants to be asked again."""
+        for pause in _PAUSES:
+            try:
+                return self._checked(await client.put_object(**parameters), "ETag")
+            except ClientError as exc:
+                if status_of(exc) != 409:  # noqa: PLR2004 - the status has no other name
+                    raise
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - only to come at another time than others
+        return self._checked(await client.put_object(**parameters), "ETag")
+
+    async def _load(self, key: str) -> tuple[str, Answer] | None:
+        self._connections.check_open()
+        place = self._place(key_bytes(key))
+
+        async def load(client: S3Client) -> tuple[bytes, Answer] | None:
+            try:
+                answer = self._checked(await client.get_object(**place), "ETag")
+            except ClientError as exc:
+                if code_of(exc) in _ABSENT:
+                    return None
+                raise
+            async with answer["Body"] as body:
+                return await body.read(), answer
+
+        with translated("load from", _TO_LOAD, self._config.place):
+            loaded = await self._read(load)
+        return None if loaded is None else (value_text(loaded[0], key=key), loaded[1])
+
+    async def _read(self, operation: Callable[[S3Client], Awaitable[T]]) -> T:
+        """Do what changes nothing, once more if the connection breaks."""
+
+        async def twice(client: S3Client) -> T:
+            try:
+                return await operation(client)
+            except Exception as exc:
+                if not is_broken(exc):
+                    raise
+            return await operation(client)
+
+        return await self._connections.read(twice)
+
+    async def _page(self, client: S3Client, *, beginning: str, more: Mapping[str, str]) -> Answer:
+        # The delimiter keeps what lies below, such as other stores, out of the answer.
+        parameters: dict[str, Any] = {"Prefix": self._base + beginning, "Delimiter": "/", **more}
+        return self._checked(await client.list_objects_v2(Bucket=self._config.bucket, **parameters), "IsTruncated")
+
+    async def _keys_on(self, page: Answer) -> list[str]:
+        segments = [entry["Key"].removeprefix(self._base) for entry in page.get("Contents", ())]
+        keys = [key for segment in segments if (key := names.key_in(segment)) is not None]
+        long = [segment for segment in segments if names.is_long(segment)]
+        for start in range(0, len(long), _LOOKS):
+            found = await asyncio.gather(*map(self._key_of_long, long[start : start + _LOOKS]))
+            keys += [key for key in found if key is not None]
+        return keys
+
+    async def _key_of_long(self, segment: str) -> str | None:
+        """Return the key that the object's metadata tells, or None if the object is gone."""
+        name = self._base + segment
+
+        async def look(client: S3Client) -> Answer | None:
+            try:
+                return await client.head_object(Bucket=self._config.bucket, Key=name)
+            except ClientError as exc:
+                if code_of(exc) in _ABSENT_TO_HEAD:
+                    return None
+                raise
+
+        with translated("list", _TO_LIST, self._config.place):
+            answer = await self._read(look)
+        if answer is None:
+            return None
+        key = names.key_of_long(segment, answer["Metadata"])
+        if key is None:
+            raise StoreCorruptedError(
+                f"the metadata of the object {name!r} in {self._config.place} do not tell its key; save it again"
+            )
+        return key
+
+    async def _expect_comparison(self, client: S3Client) -> None:
+        """Raise ``StoreAccessError`` if the server does not compare versions. Asked once, of an object there is not."""
+        if self._compares:
+            return
+        probe: dict[str, Any] = {"Bucket": self._config.bucket, "Key": self._base + names.PROBE}
+        try:
+            await client.put_object(**probe, Body=b"", IfMatch=_NO_VERSION)
+        except ClientError as exc:
+            if status_of(exc) not in {409, 412} and code_of(exc) not in _ABSENT:
+                raise
+            self._compares = True
+            return
+        await client.delete_object(**probe)
+        raise StoreAccessError(
+            f"could not save to {self._config.place}: the server ignores If-Match, so compare-and-swap would lose "
+            "saves; use a server with conditional writes"
+        )
+
+    def _checked(self, answer: T, field: str) -> T:
+        """Return ``answer`` if it has the field that S3's has: other servers may say 200 to everything."""
+        if not isinstance(answer, dict) or answer.get(field) in {None, ""}:
+            raise StoreUnavailableError(
+                f"{self._config.place} answered without {field}, so not as an S3 server does; check endpoint_url"
+            )
+        return answer
+
+    def _version(self, answer: Answer) -> str:
+        version = str(answer["ETag"]).removeprefix('"').removesuffix('"')
+        if not _VERSION.fullmatch(version):
+            raise StoreAccessError(
+                f"{self._config.place} answered with the ETag {version!r}, which cannot be compared; "
+                "use a server with strong ETags"
+            )
+        return version
+
+
+@asynccontextmanager
+async def _borrowed(client: S3Client) -> AsyncIterator[S3Client]:
+    """Give a client that is the caller's to close."""
+    yield client

@@ -1,0 +1,559 @@
+"""What the server's answers and the SDK's exceptions become.
+
+A small HTTP server says here what a real one can hardly be made to say: AWS's answers, and those of servers that are none.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import socket
+import ssl
+import threading
+import time
+import traceback
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import botocore.exceptions
+import botocore.parsers
+import pytest
+from aiobotocore.response import AioReadTimeoutError
+from aiohttp import web
+
+from dagonizer import open_store
+from dagonizer.errors import (
+    StoreAccessError,
+    StoreConflictError,
+    StoreCorruptedError,
+    StoreError,
+    StoreLimitError,
+    StoreUnavailableError,
+)
+from dagonizer_s3 import S3CheckpointStore, S3Config
+from dagonizer_s3._errors import translated
+from dagonizer_test_servers import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+ETAG = {"ETag": '"0cc175b9c0f1b6a831c399e269772661"'}
+SECRET = "ThisIsTheSecret"
+BUCKET = "bucket"
+
+
+@dataclass
+class Answer:
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    breaks: bool = False
+    """Whether the connection breaks instead."""
+
+
+def refusal(status: int, code: str, message: str = "") -> Answer:
+    body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
+    return Answer(status, body.encode(), {"Content-Type": "application/xml"})
+
+
+OK = Answer(headers=ETAG)
+BROKEN = Answer(breaks=True)
+
+
+class Script:
+    """A server that gives the answers of a list, the last one again and again, and remembers the requests."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = list(answers)
+        self.requests: list[tuple[str, str]] = []
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        await request.read()
+        self.requests.append((request.method, request.path))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer.breaks:
+            assert request.transport is not None
+            request.transport.abort()
+        return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+
+
+@asynccontextmanager
+async def scripted(*answers: Answer, **options: Any) -> AsyncIterator[tuple[S3CheckpointStore, Script]]:
+    """Give a store, and the server that answers it so."""
+    script = Script(*answers)
+    runner = web.ServerRunner(web.Server(script.answer))
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    config = S3Config(
+        bucket=BUCKET,
+        endpoint_url=f"http://127.0.0.1:{port}",
+        region="us-east-1",
+        access_key_id="AccessKey",
+        secret_access_key=SECRET,
+        **{"timeout": 20.0, **options},
+    )
+    try:
+        async with S3CheckpointStore(config) as store:
+            yield store, script
+    finally:
+        await runner.cleanup()
+
+
+def operations(store: S3CheckpointStore) -> dict[str, Callable[[], Any]]:
+    return {
+        "save": lambda: store.save("k", "v"),
+        "load": lambda: store.load("k"),
+        "delete": lambda: store.delete("k"),
+        "load_versioned": lambda: store.load_versioned("k"),
+        "save_if": lambda: store.save_if("k", "v", expected=None),
+        "list_keys": lambda: anext(store.list_keys()),
+    }
+
+
+CODES = [
+    (403, "InvalidAccessKeyId", StoreAccessError, "credentials"),
+    (403, "SignatureDoesNotMatch", StoreAccessError, "credentials"),
+    (400, "ExpiredToken", StoreAccessError, "temporary"),
+    (400, "InvalidToken", StoreAccessError, "temporary"),
+    (403, "RequestTimeTooSkewed", StoreAccessError, "clock"),
+    (403, "AccessDenied", StoreAccessError, "grant s3:"),
+    (403, "SomethingNew", StoreAccessError, "grant s3:"),
+    (404, "NoSuchBucket", StoreAccessError, "bucket's name"),
+    (404, "SomethingNew", StoreAccessError, "endpoint_url"),
+    (405, "MethodNotAllowed", StoreAccessError, "cannot do this"),
+    (501, "NotImplemented", StoreAccessError, "cannot do this"),
+    (403, "InvalidObjectState", StoreAccessError, "archive"),
+    (400, "KMS.NotFoundException", StoreAccessError, "KMS"),
+    (400, "EntityTooLarge", StoreLimitError, "save less"),
+    (413, "SomethingNew", StoreLimitError, "save less"),
+    (403, "QuotaExceeded", StoreLimitError, "quota"),
+    (507, "SomethingNew", StoreLimitError, "quota"),
+    (400, "KeyTooLongError", StoreLimitError, "shorter"),
+    (400, "RequestTimeout", StoreUnavailableError, "try again"),
+    (400, "BadDigest", StoreUnavailableError, "save it again"),
+    (503, "SlowDown", StoreUnavailableError, "try again"),
+    (503, "ServiceUnavailable", StoreUnavailableError, "try again"),
+    (500, "InternalError", StoreUnavailableError, "try again"),
+    (502, "SomethingNew", StoreUnavailableError, "try again"),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "error", "advice"), CODES)
+async def test_an_answer_becomes_the_most_specific_error(
+    status: int, code: str, error: type[StoreError], advice: str
+) -> None:
+    async with scripted(refusal(status, code, "what happened")) as (store, script):
+        for name, operation in operations(store).items():
+            with pytest.raises(error, match=advice) as caught:
+                await operation()
+            assert type(caught.value) is error, name
+            assert isinstance(caught.value.__cause__, botocore.exceptions.ClientError)
+            message = str(caught.value)
+            for part in (f"the bucket {BUCKET!r} at http://127.0.0.1:", str(status), code, "what happened"):
+                assert part in message
+        assert len(script.requests) == len(operations(store)), "an answer is an answer: nothing is sent again"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirection_is_told_and_not_followed(status: int) -> None:
+    elsewhere = {"Location": "/elsewhere", "x-amz-bucket-region": "eu-central-1"}
+    async with scripted(Answer(status, headers=elsewhere)) as (store, script):
+        for operation in operations(store).values():
+            script.requests.clear()
+            with pytest.raises(StoreAccessError, match=r"to the region eu-central-1.*give its own region"):
+                await operation()
+            assert len(script.requests) == 1
+
+
+async def test_403_for_an_absent_key_names_the_permission_that_is_missing() -> None:
+    async with scripted(refusal(403, "AccessDenied", "Access Denied")) as (store, _):
+        for load in (store.load, store.load_versioned):
+            with pytest.raises(StoreAccessError, match="grant s3:GetObject, and s3:ListBucket"):
+                await load("k")
+        with pytest.raises(StoreAccessError, match="grant s3:PutObject"):
+            await store.save("k", "v")
+        with pytest.raises(StoreAccessError, match="grant s3:DeleteObject"):
+            await store.delete("k")
+        with pytest.raises(StoreAccessError, match="grant s3:ListBucket"):
+            await anext(store.list_keys())
+
+
+async def test_only_no_such_key_is_absent() -> None:
+    async with scripted(refusal(404, "NoSuchKey")) as (store, _):
+        assert await store.load("k") is None
+        assert await store.load_versioned("k") is None
+        await store.delete("k")
+        with pytest.raises(StoreAccessError):
+            await store.save("k", "v")
+        with pytest.raises(StoreConflictError):
+            await store.save_if("k", "v", expected="0")
+    for answer in (Answer(404), Answer(404, b"<html>not found</html>")):
+        async with scripted(answer) as (store, _):
+            for operation in operations(store).values():
+                with pytest.raises((StoreAccessError, StoreUnavailableError)):
+                    await operation()
+
+
+async def test_what_says_200_to_everything_is_no_s3_server() -> None:
+    async with scripted(Answer(200, b"<html>log in</html>")) as (store, _):
+        for name, operation in operations(store).items():
+            if name != "delete":
+                with pytest.raises((StoreUnavailableError, StoreAccessError), match=r"S3 server|If-Match"):
+                    await operation()
+
+
+async def test_a_server_that_ignores_conditions_is_told_before_a_save_is_lost() -> None:
+    async with scripted(OK) as (store, script):
+        for _ in range(2):
+            with pytest.raises(StoreAccessError, match="ignores If-Match"):
+                await store.save_if("k", "v", expected=None)
+        assert script.requests == [("PUT", f"/{BUCKET}/dagonizer.probe"), ("DELETE", f"/{BUCKET}/dagonizer.probe")] * 2
+
+
+async def test_the_server_is_asked_once_whether_it_compares() -> None:
+    async with scripted(refusal(412, "PreconditionFailed"), OK) as (store, script):
+        for _ in range(2):
+            assert await store.save_if("k", "v", expected=None) == "0cc175b9c0f1b6a831c399e269772661"
+        assert [path for _, path in script.requests] == [f"/{BUCKET}/dagonizer.probe", *[f"/{BUCKET}/k.json"] * 2]
+
+
+async def test_a_server_without_strong_etags_cannot_compare() -> None:
+    async with scripted(Answer(headers={"ETag": 'W/"1"'})) as (store, _):
+        assert await store.load("k") == ""
+        with pytest.raises(StoreAccessError, match="strong ETags"):
+            await store.load_versioned("k")
+
+
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted"])
+async def test_409_says_that_nothing_happened_and_is_asked_again(code: str) -> None:
+    busy = refusal(409, code)
+    async with scripted(refusal(412, "PreconditionFailed"), busy, busy, OK) as (store, script):
+        await store.save_if("k", "v", expected="0")
+        assert len(script.requests) == 4
+    async with scripted(busy, OK) as (store, script):
+        await store.save("k", "v")
+        assert len(script.requests) == 2
+    async with scripted(refusal(412, "PreconditionFailed"), busy) as (store, script):
+        with pytest.raises(StoreConflictError):
+            await store.save_if("k", "v", expected="0")
+
+
+async def test_a_lost_condition_is_a_conflict() -> None:
+    lost = refusal(412, "PreconditionFailed")
+    async with scripted(lost) as (store, _):
+        for expected in (None, "0"):
+            with pytest.raises(StoreConflictError, match="load it again"):
+                await store.save_if("k", "v", expected=expected)
+
+
+@pytest.mark.parametrize("expected", ["", "*", '"', '"a"', "a,b", "a b", "é", "a\n", "x" * 257])
+async def test_what_is_no_version_never_reaches_the_server(expected: str) -> None:
+    async with scripted(OK) as (store, script):
+        with pytest.raises(StoreConflictError):
+            await store.save_if("k", "v", expected=expected)
+        assert script.requests == []
+
+
+async def test_a_save_is_sent_once_and_a_load_twice_when_connections_break() -> None:
+    async with scripted(BROKEN) as (store, script):
+        for name, times in (("save", 1), ("delete", 1), ("save_if", 1), ("load", 2), ("list_keys", 2)):
+            script.requests.clear()
+            with pytest.raises(StoreUnavailableError):
+                await operations(store)[name]()
+            assert len(script.requests) == times, name
+    async with scripted(BROKEN, Answer(200, b"v", ETAG)) as (store, _):
+        assert await store.load("k") == "v"
+
+
+async def test_a_connection_that_the_server_has_closed_is_not_used_for_a_save() -> None:
+    saves = 0
+
+    def serve() -> None:
+        nonlocal saves
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                if not connection.recv(65_536):
+                    return
+                saves += 1
+                connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: "0"\r\n\r\n')
+                time.sleep(0.01)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        server = threading.Thread(target=serve)
+        server.start()
+        async with open_store(f"s3://a:{SECRET}@bucket?endpoint_url=http://127.0.0.1:{port}") as store:
+            for _ in range(10):
+                await store.save("k", "v")
+                # The event loop cannot look at its sockets meanwhile.
+                time.sleep(0.05)
+        socket.create_connection(("127.0.0.1", port)).close()
+        server.join()
+    assert saves == 10
+
+
+async def test_an_endless_page_is_told() -> None:
+    page = b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"
+    async with scripted(Answer(200, page)) as (store, _):
+        with pytest.raises(StoreUnavailableError, match="next page"):
+            await anext(store.list_keys())
+
+
+async def test_no_answer_is_bounded_by_the_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"s3://a:{SECRET}@bucket?endpoint_url=http://127.0.0.1:{silent.getsockname()[1]}&timeout=0.5"
+        async with open_store(url) as store:
+            began = time.monotonic()
+            for operation in operations(store).values():
+                with pytest.raises(StoreUnavailableError):
+                    await operation()
+            assert time.monotonic() - began < 6
+
+
+async def test_nobody_listens() -> None:
+    async with open_store(f"s3://a:{SECRET}@bucket?endpoint_url=http://127.0.0.1:{free_port()}") as store:
+        for operation in operations(store).values():
+            with pytest.raises(StoreUnavailableError, match="the server runs"):
+                await operation()
+
+
+@pytest.mark.parametrize("parameters", ["", "&profile=nobody"])
+async def test_no_credentials_are_told(parameters: str) -> None:
+    async with open_store(f"s3://bucket?endpoint_url=http://127.0.0.1:1{parameters}") as store:
+        for operation in operations(store).values():
+            with pytest.raises(StoreAccessError, match=r"credentials|configuration"):
+                await operation()
+
+
+UNAVAILABLE = [
+    "BotoCoreError",
+    "ConnectTimeoutError",
+    "ConnectionClosedError",
+    "ConnectionError",
+    "EndpointConnectionError",
+    "HTTPClientError",
+    "IncompleteReadError",
+    "ProxyConnectionError",
+    "ReadTimeoutError",
+    "ResponseStreamingError",
+    "SSLError",
+    "AioReadTimeoutError",
+    "ResponseParserError",
+    "AwsChunkedWrapperError",
+    "CapacityNotAvailableError",
+    "UnseekableStreamError",
+    "ClientError",
+    "ClientConnectionError",
+    "ClientConnectionResetError",
+    "ClientConnectorDNSError",
+    "ClientConnectorError",
+    "ClientConnectorSSLError",
+    "ClientHttpProxyError",
+    "ClientOSError",
+    "ClientPayloadError",
+    "ClientProxyConnectionError",
+    "ClientResponseError",
+    "ClientSSLError",
+    "ConnectionTimeoutError",
+    "ContentTypeError",
+    "InvalidURL",
+    "InvalidUrlClientError",
+    "InvalidUrlRedirectClientError",
+    "NonHttpUrlClientError",
+    "NonHttpUrlRedirectClientError",
+    "RedirectClientError",
+    "ServerConnectionError",
+    "ServerDisconnectedError",
+    "ServerFingerprintMismatch",
+    "ServerTimeoutError",
+    "SocketTimeoutError",
+    "TooManyRedirects",
+    "UnixClientConnectorError",
+    "UploadAbortedError",
+    "WSServerHandshakeError",
+]
+ACCESS = [
+    "CredentialRetrievalError",
+    "MetadataRetrievalError",
+    "NoAuthTokenError",
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "RefreshWithMFAUnsupportedError",
+    "SSOError",
+    "SSOTokenLoadError",
+    "TokenRetrievalError",
+    "UnauthorizedSSOTokenError",
+    "UnknownCredentialError",
+    "AliasConflictParameterError",
+    "BaseEndpointResolverError",
+    "ConfigNotFound",
+    "ConfigParseError",
+    "EndpointProviderError",
+    "EndpointResolutionError",
+    "EndpointVariantError",
+    "InfiniteLoopConfigError",
+    "InvalidChecksumConfigError",
+    "InvalidConfigError",
+    "InvalidDNSNameError",
+    "InvalidDefaultsMode",
+    "InvalidEndpointConfigurationError",
+    "InvalidHostLabelError",
+    "InvalidIMDSEndpointError",
+    "InvalidIMDSEndpointModeError",
+    "InvalidMaxRetryAttemptsError",
+    "InvalidProxiesConfigError",
+    "InvalidRegionError",
+    "InvalidRetryConfigurationError",
+    "InvalidRetryModeError",
+    "InvalidS3AddressingStyleError",
+    "InvalidS3UsEast1RegionalEndpointConfigError",
+    "InvalidSTSRegionalEndpointsConfigError",
+    "MD5UnavailableError",
+    "MissingDependencyException",
+    "NoRegionError",
+    "ParamValidationError",
+    "ProfileNotFound",
+    "RangeError",
+    "ServiceNotInRegionError",
+    "UnknownEndpointError",
+    "UnknownEndpointResolutionBuiltInName",
+    "UnknownFIPSEndpointError",
+    "UnknownKeyError",
+    "UnknownParameterError",
+    "UnknownRegionError",
+    "UnknownSignatureVersionError",
+    "UnsupportedOutpostResourceError",
+    "UnsupportedS3AccesspointConfigurationError",
+    "UnsupportedS3ArnError",
+    "UnsupportedS3ConfigurationError",
+    "UnsupportedSignatureVersionError",
+    "ValidationError",
+    "ClientConnectorCertificateError",
+]
+CORRUPTED = ["ChecksumError", "FlexibleChecksumError"]
+# What the store does not use: other services, paginators, waiters, stubs, event streams, websockets; and mistakes in the
+# SDK's own data.
+UNREACHABLE = [
+    "ApiVersionNotFoundError",
+    "DataNotFoundError",
+    "EventStreamError",
+    "ImminentRemovalWarning",
+    "InvalidEndpointDiscoveryConfigurationError",
+    "InvalidExpressionError",
+    "MissingParametersError",
+    "MissingServiceIdError",
+    "OperationNotPageableError",
+    "PaginationError",
+    "StubAssertionError",
+    "StubResponseError",
+    "UnStubbedResponseError",
+    "UndefinedModelAttributeError",
+    "UnknownClientMethodError",
+    "UnknownServiceError",
+    "UnknownServiceStyle",
+    "UnsupportedS3ControlArnError",
+    "UnsupportedS3ControlConfigurationError",
+    "UnsupportedServiceProtocolsError",
+    "UnsupportedTLSVersionWarning",
+    "WSMessageTypeError",
+    "WaiterConfigError",
+    "WaiterError",
+]
+
+
+def sdk_exceptions() -> list[type[BaseException]]:
+    found = [AioReadTimeoutError]
+    for module in (botocore.exceptions, botocore.parsers, aiohttp.client_exceptions):
+        for _, cls in inspect.getmembers(module, inspect.isclass):
+            if issubclass(cls, BaseException) and cls.__module__ == module.__name__:
+                found.append(cls)
+    return found
+
+
+@pytest.mark.parametrize("cls", sdk_exceptions(), ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
+def test_every_exception_of_the_sdk_is_in_the_table(cls: type[BaseException]) -> None:
+    verdicts = dict.fromkeys(UNAVAILABLE, StoreUnavailableError)
+    verdicts |= dict.fromkeys(ACCESS, StoreAccessError)
+    verdicts |= dict.fromkeys(CORRUPTED, StoreCorruptedError)
+    if cls.__name__ in UNREACHABLE:
+        assert cls.__name__ not in verdicts
+        return
+    assert cls.__name__ in verdicts, "the SDK has an exception that nobody has thought about"
+    expected = verdicts[cls.__name__]
+    if cls is botocore.exceptions.ClientError:
+        exc: BaseException = cls({"Error": {}, "ResponseMetadata": {}}, "GetObject")
+    else:
+        # However it is made; aiohttp's have no two signatures alike.
+        exc = cls.__new__(cls)
+        exc.__dict__.update(
+            host="h",
+            port=1,
+            ssl=None,
+            _conn_key=aiohttp.client_reqrep.ConnectionKey("h", 1, True, True, None, None, None),
+        )
+    with pytest.raises(StoreError) as caught, translated("load from", "s3:GetObject", "the bucket"):
+        raise Shown.of(exc)
+    assert type(caught.value) is expected
+
+
+class Shown:
+    """Gives an exception that was not initialised a text."""
+
+    @staticmethod
+    def of(exc: BaseException) -> BaseException:
+        if isinstance(exc, botocore.exceptions.ClientError):
+            return exc
+        cls = type(exc)
+        shown = type(cls.__name__, (cls,), {"__str__": lambda _: "text", "__init__": lambda _: None})
+        return shown.__new__(shown)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ssl.SSLError(1, "no certificate"), StoreAccessError),
+        (FileNotFoundError(2, "none"), StoreAccessError),
+        (ConnectionResetError(104, "reset"), StoreUnavailableError),
+    ],
+)
+def test_what_the_sdk_hides_under_one_class_is_told_apart(error: Exception, expected: type[StoreError]) -> None:
+    with pytest.raises(expected), translated("load from", "s3:GetObject", "the bucket"):
+        raise botocore.exceptions.HTTPClientError(error=error)
+
+
+async def test_no_secret_in_any_error_or_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    told = []
+    for answers in (
+        [refusal(403, "SignatureDoesNotMatch", "no")],
+        [refusal(403, "AccessDenied")],
+        [refusal(500, "InternalError")],
+        [BROKEN],
+        [Answer(200, b"<html>")],
+        [Answer(302, headers={"Location": "http://127.0.0.1:1/"})],
+    ):
+        async with scripted(*answers) as (store, _):
+            for operation in operations(store).values():
+                try:
+                    await operation()
+                except StoreError as exc:
+                    told += traceback.format_exception(exc)
+            told.append(repr(store))
+    for url in (
+        f"s3://me:{SECRET}@bucket:1",
+        f"s3://me:{SECRET}@bucket?x=1",
+        f"s3://me:{SECRET}@bucket?endpoint_url=http://me:{SECRET}%40h",
+        f"s3://me:{SECRET}@bucket?sse=AES256&sse_kms_key_id={SECRET}",
+    ):
+        with pytest.raises(StoreError) as caught:
+            open_store(url)
+        told += traceback.format_exception(caught.value)
+    assert len(told) > 30
+    assert caplog.text
+    for text in (*told, caplog.text):
+        # The lines of this file are quoted in tracebacks, and name the variable only.
+        assert SECRET not in text

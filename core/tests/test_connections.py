@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import select
 import threading
 from contextlib import asynccontextmanager
 
 import pytest
 
-from dagonizer.connections import Connections
+from dagonizer.connections import Connections, is_stale, reset
 from dagonizer.errors import StoreClosedError
 
 
@@ -243,3 +244,59 @@ async def test_a_cancelled_write_that_fails_later_leaves_no_complaint():
     await connections.aclose()
     gc.collect()
     assert complaints == []
+
+
+class Acceptor:
+    """A server that keeps what comes in, and its connections."""
+
+    def __init__(self) -> None:
+        self.writers: list[asyncio.StreamWriter] = []
+        self.ended = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
+        try:
+            while await reader.read(1 << 16):
+                pass
+        except ConnectionError as exc:
+            self.error = exc
+        self.ended.set()
+        writer.close()
+
+
+@pytest.fixture
+async def connected():
+    acceptor = Acceptor()
+    server = await asyncio.start_server(acceptor.serve, "127.0.0.1", 0)
+    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    while not acceptor.writers:
+        await asyncio.sleep(0)
+    yield acceptor, writer.transport
+    writer.transport.abort()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_an_idle_connection_is_stale_once_something_has_come_or_it_has_ended(connected):
+    acceptor, transport = connected
+    assert not is_stale(transport)
+    transport.pause_reading()
+    acceptor.writers[0].write(b"unasked for")
+    await acceptor.writers[0].drain()
+    # Blocking, for what the event loop has not read is what counts.
+    assert select.select([transport.get_extra_info("socket")], [], [], 5)[0]
+    assert is_stale(transport)
+    transport.abort()
+    assert is_stale(transport)
+    await asyncio.sleep(0)
+    assert is_stale(transport)
+    assert is_stale(None)
+
+
+async def test_a_reset_connection_takes_back_what_was_not_sent(connected):
+    acceptor, transport = connected
+    reset(transport)
+    await acceptor.ended.wait()
+    assert isinstance(acceptor.error, ConnectionResetError)
+    reset(transport)

@@ -7,6 +7,10 @@ follows from both is the same for every backend, and stands here once, for the s
 from __future__ import annotations
 
 import asyncio
+import os
+import select
+import socket
+import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 T = TypeVar("T")
+
+# A C structure: on, for 0 seconds.
+_NO_LINGERING = struct.pack("HH" if os.name == "nt" else "ii", 1, 0)
 
 
 class Connections(Generic[C]):
@@ -163,3 +170,32 @@ class _LoopConnection(Generic[C]):
                 context, _ = self._entered
                 self._entered = None
                 await context.__aexit__(None, None, None)
+
+
+def is_stale(transport: asyncio.BaseTransport | None) -> bool:
+    """Return whether an idle connection has ended, or something has come over it that nobody asked for.
+
+    This asks the operating system, for an event loop that was busy may not know yet. Who asks before sending can take
+    another connection, where after sending nobody knows what was done.
+    """
+    sock = None if transport is None or transport.is_closing() else transport.get_extra_info("socket")
+    return sock is None or sock.fileno() < 0 or _is_readable(sock.fileno())
+
+
+def reset(transport: asyncio.WriteTransport) -> None:
+    """Close a connection at once and take back what was not sent yet, which might take effect after a later write."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
+        # Closed already, it has nothing to take back.
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
+    transport.abort()
+
+
+def _is_readable(descriptor: int) -> bool:
+    # Windows has no poll; elsewhere select knows only the first 1,024 descriptors.
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([descriptor], [], [], 0)[0])

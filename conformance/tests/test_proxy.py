@@ -409,6 +409,23 @@ async def test_cut_reply_passes_exactly_so_many_bytes_and_resets():
             assert received == b"abcd\ne"
 
 
+@proxy_test
+async def test_after_a_cut_everything_can_be_held():
+    async with proxied() as (proxy, backend):
+        client = await Client.connect(proxy)
+        await proxy.cut_reply(0, then_delay=60)
+        client.send(b"one\n")
+        await client.until_reset()
+        other = await Client.connect(proxy)
+        other.send(b"two\n")
+        await asyncio.sleep(0.05)
+        assert backend.received == b"one\n"
+        await proxy.pass_through()
+        assert await other.reader.readexactly(4) == b"two\n"
+        for each in (client, other):
+            await each.close()
+
+
 @pytest.mark.parametrize("after", [0, 2, 4])
 def test_cut_request_passes_part_of_the_next_request_once(after):
     async def main():

@@ -25,6 +25,7 @@ _Direction = Literal["request", "reply"]
 class _Cut:
     direction: _Direction
     after: int
+    then_delay: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,22 +125,22 @@ class FaultProxy:
             raise ValueError(f"seconds must not be negative, not {seconds}")
         await self._set(_Mode(delay=seconds))
 
-    async def cut_reply(self, after: int) -> None:
-        """Pass ``after`` bytes of the next reply and reset its connection; then pass everything through.
+    async def cut_reply(self, after: int, *, then_delay: float = 0.0) -> None:
+        """Pass ``after`` bytes of the next reply and reset its connection; then pass everything, after ``then_delay``.
 
         The first connection, open or new, on which the backend has sent that many bytes from now on is cut, but not
         before one byte has come. Of a long part, what the client's system has no room for is lost as well.
         """
-        await self._cut("reply", after)
+        await self._cut("reply", after, then_delay)
 
     async def cut_request(self, after: int) -> None:
         """Pass ``after`` bytes of the next request, to the backend, and reset its connection, as ``cut_reply`` does."""
         await self._cut("request", after)
 
-    async def _cut(self, direction: _Direction, after: int) -> None:
+    async def _cut(self, direction: _Direction, after: int, then_delay: float = 0.0) -> None:
         if after < 0:
             raise ValueError(f"after must not be negative, not {after}")
-        await self._set(_Mode(cut=_Cut(direction, after)))
+        await self._set(_Mode(cut=_Cut(direction, after, then_delay)))
 
     async def _set(self, mode: _Mode, *, reset: bool = False) -> None:
         if self._loop is None:
@@ -254,7 +255,7 @@ class FaultProxy:
             if cut is not None and cut.direction == direction:
                 if len(chunk) >= left:
                     # Before anything is awaited, so that no other connection is cut as well.
-                    self._change(_Mode())
+                    self._change(_Mode(delay=cut.then_delay))
                     await loop.sock_sendall(sink, chunk[:left])
                     raise ConnectionResetError("cut")
                 left -= len(chunk)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,7 @@ _OUTAGE = (StoreUnavailableError, StoreAccessError)
 _PAUSE = 0.02
 _MOMENT = 0.002
 _TO_REPLAY = 0.1
+_TO_ARRIVE = 0.5
 _MANY = 64 * 1024
 _AT_ONCE = 50
 
@@ -244,17 +247,22 @@ async def lost_acknowledgement(context: Context) -> None:
     before = len(context.record.calls)
     keys = [context.key(f"{number}") for number in range(context.scale(smoke=3, default=15, soak=200))]
     warm = context.key("warm")
-    for key in keys:
+    # What is acknowledged may come after an answer to something else, such as HTTP's "100 Continue".
+    for key, after in zip(keys, itertools.cycle((1, 26, 60)), strict=False):
         await _retried(context, partial(client.load, warm))
-        await proxy.cut_reply(1)
+        # Then nothing gets through, so that a repetition comes after what the other client saves.
+        await proxy.cut_reply(after, then_delay=context.patience)
         saving = asyncio.ensure_future(client.save(key, context.text(key, writer="interrupted")))
-        while not saving.done() and await other.load(key) is None:  # noqa: ASYNC110 - the store sets no event
-            await asyncio.sleep(0)
+        # One that was cut before the save will make it only when it gets through.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_TO_ARRIVE):
+                while not saving.done() and await other.load(key) is None:  # noqa: ASYNC110 - the store sets no event
+                    await asyncio.sleep(0)
         await other.save(key, context.text(key, writer="other"))
         await other.load(key)
+        await proxy.pass_through()
         await _outcome(saving)
         await other.load(key)
-        await proxy.pass_through()
     expect_linearizable([call for call in context.record.calls[before:] if call.key in keys])
 
 

@@ -318,13 +318,12 @@ class HalfRequestReportedDone(ReferenceStore):
 
 @mutant("repeated-blindly", "errors.lost-acknowledgement")
 class RepeatedBlindly(ReferenceStore):
-    """A save that was not acknowledged is made again a little later, whatever has happened since."""
+    """A save that was not acknowledged is made again, whatever has happened since."""
 
     async def _save(self, key: str, json: str) -> None:
         try:
             await super()._save(key, json)
         except StoreUnavailableError:
-            await asyncio.sleep(0.05)
             await super()._save(key, json)
 
 

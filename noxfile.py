@@ -14,8 +14,19 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "types", "tests", "conformance"]
 
 SUPPORTED = ("3.11", "3.12", "3.13")
-PACKAGES = ("core", "adapters/file", "conformance")
+ADAPTERS = ("etcd", "file", "postgres", "redis", "s3")
+PACKAGES = ("core", *(f"adapters/{adapter}" for adapter in ADAPTERS), "conformance")
 SOURCES = tuple(f"{package}/src" for package in PACKAGES)
+
+# What `conformance` tests, by the name in its table.
+HARNESSES = {
+    "file": "adapters/file/tests/test_conformance.py:FileHarness",
+    "postgres": "adapters/postgres/tests/test_conformance.py:PostgresHarness",
+    "redis": "adapters/redis/tests/test_conformance.py:RedisHarness",
+    "s3": "adapters/s3/tests/test_conformance.py:S3Harness",
+    "etcd": "adapters/etcd/tests/test_conformance.py:EtcdHarness",
+    "etcd-gateway": "adapters/etcd/tests/test_conformance.py:EtcdGatewayHarness",
+}
 
 
 def _interpreter(version: str) -> str | None:
@@ -34,7 +45,8 @@ os.environ["PATH"] = os.pathsep.join([*(str(Path(p).parent) for p in INTERPRETER
 
 
 def _install(session: nox.Session, *groups: str) -> None:
-    editables = [argument for package in PACKAGES for argument in ("-e", f"./{package}")]
+    folders = (*PACKAGES, "adapters/etcd[gateway]", "tests/servers")
+    editables = [argument for folder in folders for argument in ("-e", f"./{folder}")]
     session.install(*editables, *(argument for group in groups for argument in ("--group", group)))
 
 
@@ -43,8 +55,12 @@ def tests(session: nox.Session) -> None:
     """Run the tests on every supported interpreter that is installed here, and measure coverage on the newest."""
     _install(session, "test")
     if session.python != list(INTERPRETERS)[-1]:
-        # The mutants are tried on the newest, and by the session `conformance`.
-        session.run("pytest", "--ignore=conformance/tests/test_mutants.py", *session.posargs)
+        # The kit is tried on its mutants and on the adapters by the newest, and by the session `conformance`.
+        kit = (
+            "conformance/tests/test_mutants.py",
+            *(f"adapters/{name}/tests/test_conformance.py" for name in ADAPTERS),
+        )
+        session.run("pytest", *(f"--ignore={file}" for file in kit), *session.posargs)
         return
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "report", "--skip-covered")
@@ -69,15 +85,33 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def conformance(session: nox.Session) -> None:
-    """Test the kit against its mutants and the reference store."""
-    _install(session)
-    session.run("dagonizer-conformance", "mutants", *session.posargs)
+    """Test the kit against its mutants, then every adapter on a real server; the table is in conformance-report/."""
+    _install(session, "servers")
+    session.run("dagonizer-conformance", "mutants")
+    folder = Path("conformance-report")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, harness in HARNESSES.items():
+        reports = [f"--report={kind}={folder / name}.{kind}" for kind in ("json", "html")]
+        # The table tells what failed, and every store is to be in it.
+        session.run("dagonizer-conformance", harness, *reports, *session.posargs, success_codes=range(4))
+    reports = [str(folder / f"{name}.json") for name in HARNESSES]
+    page = f"--html={folder / 'index.html'}"
+    session.run("dagonizer-conformance", "compare", *reports, page, "--require=CRASH-SAFE")
+
+
+@nox.session
+def containers(session: nox.Session) -> None:
+    """Run the adapters' tests on servers in containers; DAGONIZER_TEST_POSTGRES_IMAGE and so on name other images."""
+    _install(session, "test", "containers")
+    session.env["DAGONIZER_TEST_SERVERS"] = "containers"
+    session.run("pytest", *(session.posargs or [f"adapters/{adapter}/tests" for adapter in ADAPTERS]))
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
     """Kill a run half-way and resume it."""
-    session.install("-e", "./core[cli]", "-e", "./adapters/file")
+    session.install("-e", "./core[cli]", *(f"-e./adapters/{adapter}" for adapter in ADAPTERS))
     session.run("dagonizer", "demo", *session.posargs)
 
 

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,15 @@ def vectors():
     return folder
 
 
-DISTRIBUTIONS = ("core", "adapters/file", "conformance")
+DISTRIBUTIONS = (
+    "core",
+    "adapters/etcd",
+    "adapters/file",
+    "adapters/postgres",
+    "adapters/redis",
+    "adapters/s3",
+    "conformance",
+)
 
 
 def run(*command, **options):
@@ -31,8 +40,9 @@ def run(*command, **options):
 def dist(tmp_path_factory):
     """A folder with a wheel and an sdist of every distribution."""
     folder = tmp_path_factory.mktemp("dist")
-    for project in DISTRIBUTIONS:
-        run(sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT / project))
+    build = [sys.executable, "-m", "build", "--outdir", str(folder)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda project: run(*build, str(ROOT / project)), DISTRIBUTIONS))
     return folder
 
 
@@ -54,3 +64,16 @@ class Environment:
 @pytest.fixture
 def new_environment(tmp_path):
     return lambda: Environment(tmp_path / "environment")
+
+
+@pytest.fixture(scope="session")
+def store_urls(tmp_path_factory, postgres_server, redis_server, s3_server, etcd_server):
+    """The URL of a store of every scheme that another process can share, on its server."""
+    return {
+        "file": f"file://{tmp_path_factory.mktemp('store')}",
+        "postgresql": postgres_server.url,
+        "redis": redis_server.url,
+        "s3": s3_server.url,
+        "etcd": etcd_server.url,
+        "etcd+http": f"{etcd_server.url.replace('etcd://', 'etcd+http://')}/gateway",
+    }

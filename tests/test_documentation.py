@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
+DISTRIBUTIONS = ["core", "conformance", *(path.parent.relative_to(ROOT) for path in ROOT.glob("adapters/*/README.md"))]
 COMMANDS = re.findall(r"```console\n(.*?)\n```", README, re.DOTALL)
 
 
@@ -38,7 +39,7 @@ def test_ci_runs_the_test_command_as_it_stands():
     assert COMMANDS[1] in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("folder", ["core", "adapters/file"])
+@pytest.mark.parametrize("folder", DISTRIBUTIONS)
 def test_a_distribution_has_a_readme_and_a_license(folder):
     assert (ROOT / folder / "README.md").read_text(encoding="utf-8").startswith("# dagonizer")
     assert (ROOT / folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()

@@ -3,8 +3,12 @@
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("core", "adapters/file", "conformance")
+ADAPTERS = ("etcd", "file", "postgres", "redis", "s3")
+FOLDERS = ("core", *(f"adapters/{adapter}" for adapter in ADAPTERS), "conformance")
+SDKS = {"aetcd", "aioboto3", "aiofiles", "asyncpg", "etcd3-py", "grpcio", "redis"}
 
 PLUGIN_PROJECT = """
 [build-system]
@@ -39,14 +43,20 @@ except Exception as exc:
 """
 
 
+INSTALLED = """
+from importlib.metadata import distributions
+print(*(distribution.name.lower() for distribution in distributions()))
+"""
+
+
 def test_every_distribution_builds_to_a_wheel_and_an_sdist(dist):
     names = sorted(path.name for path in dist.iterdir())
     assert [name for name in names if name.endswith(".whl")] == [
         "dagonizer-0.1.0-py3-none-any.whl",
         "dagonizer_conformance-0.1.0-py3-none-any.whl",
-        "dagonizer_file-0.1.0-py3-none-any.whl",
+        *(f"dagonizer_{adapter}-0.1.0-py3-none-any.whl" for adapter in ADAPTERS),
     ]
-    assert len([name for name in names if name.endswith(".tar.gz")]) == 3
+    assert len([name for name in names if name.endswith(".tar.gz")]) == len(FOLDERS)
 
 
 def test_wheels_work_in_an_empty_environment(dist, new_environment, tmp_path):
@@ -81,6 +91,25 @@ def test_wheels_work_in_an_empty_environment(dist, new_environment, tmp_path):
     assert answer.startswith("DuplicateSchemeError")
     assert "dagonizer-acme-fork" in answer
     assert "of dagonizer-acme and" in answer or answer.split(";")[0].endswith("of dagonizer-acme")
+
+
+@pytest.mark.parametrize(
+    ("extra", "sdks", "url"),
+    [
+        ("file", {"aiofiles"}, "file:///tmp/x"),
+        ("postgres", {"asyncpg"}, "postgresql://localhost/db"),
+        ("redis", {"redis"}, "redis://localhost"),
+        ("s3", {"aioboto3", "aiofiles"}, "s3://bucket"),  # aioboto3 itself needs aiofiles
+        ("etcd", {"aetcd", "grpcio"}, "etcd://localhost"),
+    ],
+)
+def test_an_extra_installs_its_adapter_and_no_other_sdk(extra, sdks, url, dist, new_environment):
+    environment = new_environment()
+    environment.install("--find-links", str(dist), f"dagonizer[{extra}]")
+    installed = set(environment(INSTALLED).split())
+    assert installed & SDKS == sdks
+    assert {name for name in installed if name.startswith("dagonizer")} == {"dagonizer", f"dagonizer-{extra}"}
+    assert environment(TRY.format(url=url)).lower() == f"{extra}checkpointstore"
 
 
 def test_all_distributions_have_one_version_and_python_range():

@@ -11,41 +11,26 @@ import pytest
 from redis.asyncio import Redis
 
 from dagonizer import open_store
-from dagonizer_conformance import Capability, Harness, Level, run
-from dagonizer_conformance.outcomes import Unverified
-from dagonizer_conformance.pytest_suite import suite
-from dagonizer_test_servers import NoServerError, shared
+from dagonizer_conformance import Capability, Harness, Level, run, suite
+from dagonizer_test_servers import shared
+from dagonizer_test_servers.harness import ServerHarness
 from dagonizer_test_servers.redis import Cluster, Replicated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
-class RedisHarness(Harness):
-    """The server of this process, in which each namespace is a prefix."""
+class RedisHarness(ServerHarness):
+    """The shared server, in which each namespace is a prefix."""
 
-    async def start(self) -> None:
-        await asyncio.to_thread(shared, "redis")
+    kind = "redis"
 
-    async def open(self, namespace: str):
-        return open_store(self.address().replace("{namespace}", quote(namespace, safe="")))
+    async def entries(self) -> list[bytes]:
+        async with raw_client() as client:
+            return [key async for key in client.scan_iter("dgzconf-*")]
 
     def address(self) -> str:
-        # Less than the kit is ready to wait for an answer that does not come.
-        return f"{shared('redis').url}?prefix={{namespace}}&timeout=5"
-
-    async def kill(self) -> None:
-        await self.down()
-        await self.up()
-
-    async def down(self) -> None:
-        try:
-            await asyncio.to_thread(shared("redis").down)
-        except NoServerError as exc:
-            raise Unverified(str(exc)) from exc
-
-    async def up(self) -> None:
-        await asyncio.to_thread(shared("redis").up)
+        return f"{self.server.url}?prefix={{namespace}}&timeout=5"
 
     async def peek(self, namespace: str, key: str) -> str | None:
         async with raw_client() as client:
@@ -73,26 +58,7 @@ def name(namespace: str, key: str) -> str:
     return f"{namespace.replace(':', '%3A')}:{key}"
 
 
-TestRedis = suite(RedisHarness())
-
-
-class WatchedHarness(RedisHarness):
-    """Looks at what entries are left when a run is over."""
-
-    def __init__(self) -> None:
-        self.left: list[bytes] = []
-
-    async def stop(self) -> None:
-        async with raw_client() as client:
-            self.left = [key async for key in client.scan_iter("dgzconf-*")]
-
-
-def test_a_run_earns_every_level_and_chip_and_leaves_no_entry_behind():
-    harness = WatchedHarness()
-    report = asyncio.run(run(harness, budget="smoke"))
-    assert report.levels == tuple(Level), [result for result in report.results if result.status != "PASS"]
-    assert report.chips == (Capability.CLOSE, Capability.LISTING, Capability.COMPARE_AND_SWAP, Capability.NETWORK)
-    assert harness.left == []
+TestRedis = suite(RedisHarness(), require="CRASH-SAFE", budget="smoke")
 
 
 class SeveralHarness(Harness):

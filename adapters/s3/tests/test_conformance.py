@@ -10,20 +10,16 @@ import boto3
 from botocore.exceptions import ClientError
 
 from dagonizer import StoreURL
-from dagonizer_conformance import Capability, Harness, Level, run
-from dagonizer_conformance.outcomes import Unverified
-from dagonizer_conformance.pytest_suite import suite
-from dagonizer_s3 import S3CheckpointStore, S3Config
+from dagonizer_conformance import suite
+from dagonizer_s3 import S3Config
 from dagonizer_s3 import _names as names
-from dagonizer_test_servers import NoServerError, Server, shared
+from dagonizer_test_servers.harness import ServerHarness
 
 
-class S3Harness(Harness):
+class S3Harness(ServerHarness):
     """The shared server, in whose bucket each namespace has a prefix of its own."""
 
-    @cached_property
-    def server(self) -> Server:
-        return shared("s3")
+    kind = "s3"
 
     @cached_property
     def client(self) -> Any:
@@ -36,28 +32,16 @@ class S3Harness(Harness):
             aws_secret_access_key=config.secret_access_key,
         )
 
-    async def start(self) -> None:
-        await asyncio.to_thread(lambda: (self.server, self.client))
+    async def entries(self) -> list[str]:
+        def listed() -> list[str]:
+            listing = self.client.list_objects_v2(Bucket=self.config("n").bucket, Prefix="dgzconf-")
+            return [entry["Key"] for entry in listing.get("Contents", ())]
 
-    async def open(self, namespace: str) -> S3CheckpointStore:
-        return S3CheckpointStore(self.config(namespace))
+        return await asyncio.to_thread(listed)
 
     def address(self) -> str:
         url, _, query = self.server.url.partition("?")
         return f"{url.removesuffix('/')}/{{namespace}}?{query}&timeout=8"
-
-    async def kill(self) -> None:
-        await self.down()
-        await self.up()
-
-    async def down(self) -> None:
-        try:
-            await asyncio.to_thread(self.server.down)
-        except NoServerError as exc:
-            raise Unverified(str(exc)) from exc
-
-    async def up(self) -> None:
-        await asyncio.to_thread(self.server.up)
 
     async def peek(self, namespace: str, key: str) -> str | None:
         def get() -> bytes:
@@ -86,23 +70,4 @@ class S3Harness(Harness):
         return {"Bucket": config.bucket, "Key": f"{config.prefix}/{names.segment_of(key.encode())}"}
 
 
-TestS3 = suite(S3Harness())
-
-
-class WatchedHarness(S3Harness):
-    """Looks at what objects are left when a run is over."""
-
-    def __init__(self) -> None:
-        self.left: list[str] = []
-
-    async def stop(self) -> None:
-        listing = self.client.list_objects_v2(Bucket=self.config("n").bucket, Prefix="dgzconf-")
-        self.left = [entry["Key"] for entry in listing.get("Contents", ())]
-
-
-def test_a_run_earns_every_level_and_chip_and_leaves_no_entry_behind():
-    harness = WatchedHarness()
-    report = asyncio.run(run(harness, budget="smoke"))
-    assert report.levels == tuple(Level), [result for result in report.results if result.status != "PASS"]
-    assert set(report.chips) == set(Capability)
-    assert harness.left == []
+TestS3 = suite(S3Harness(), require="CRASH-SAFE", budget="smoke")

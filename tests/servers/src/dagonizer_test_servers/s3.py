@@ -23,6 +23,7 @@ BUCKET = "dagonizer-tests"
 ADMIN = "admin"
 _PORTS = ("s3", "master", "volume", "filer")
 _READY = "ready"
+_probes = count(1)
 _VOLUMES = 8
 
 
@@ -46,7 +47,6 @@ class SeaweedFS:
         self.directory = Path(tempfile.mkdtemp(prefix="dgz-s3-"))
         self.endpoint_url = f"{scheme}://127.0.0.1:{self.ports['s3']}"
         self.ca_bundle = ca_bundle
-        self._probes = count(1)
         users = {ADMIN: ("Admin", "Read", "List", "Tagging", "Write"), **(identities or {})}
         config = self.directory / "config.json"
         config.write_text(json.dumps({"identities": [_identity(name, actions) for name, actions in users.items()]}))
@@ -79,23 +79,11 @@ class SeaweedFS:
     def url_for(self, user: str, prefix: str = "", **parameters: str) -> str:
         """Return the store URL with the credentials of ``user``."""
         query = "".join(f"&{name}={quote(value, safe='')}" for name, value in parameters.items())
-        return f"s3://{user}:{user}-secret@{BUCKET}/{prefix}?endpoint_url={self.endpoint_url}&region=us-east-1{query}"
+        return url_of(self.endpoint_url, user, prefix, query)
 
     def client(self) -> Any:
-        """Return a new blocking client of botocore's, which tries everything once."""
-        # Imported here, for the tests of other stores do not have it.
-        from botocore.config import Config  # noqa: PLC0415
-        from botocore.session import Session  # noqa: PLC0415
-
-        return Session().create_client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            aws_access_key_id=ADMIN,
-            aws_secret_access_key=f"{ADMIN}-secret",
-            region_name="us-east-1",
-            verify=self.ca_bundle,
-            config=Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1}),
-        )
+        """Return a new blocking client of the administrator's."""
+        return client_of(self.endpoint_url, self.ca_bundle)
 
     def down(self) -> None:
         """Kill it; its data stay."""
@@ -120,25 +108,51 @@ class SeaweedFS:
         self.stop()
 
     def _serves(self) -> bool:
-        """Return whether it stores, reads and lists: the gateway answers some time before what is behind it."""
-        if not answers(self.ports["s3"]):
-            return False
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+        return answers(self.ports["s3"]) and serves(self.client())
 
-        client = self.client()
-        # Several, for they come to lie in several volumes; an empty one would lie in none.
-        probes = [{"Bucket": BUCKET, "Key": f"{_READY}-{next(self._probes)}"} for _ in range(_VOLUMES)]
-        try:
-            if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
-                client.create_bucket(Bucket=BUCKET)
-            for call in (partial(client.put_object, Body=b"ready"), client.get_object, client.delete_object):
-                for probe in probes:
-                    call(**probe)
-        except (BotoCoreError, ClientError):
-            return False
-        finally:
-            client.close()
-        return True
+
+def url_of(endpoint_url: str, user: str, prefix: str = "", query: str = "") -> str:
+    """Return the store URL with the credentials of ``user``."""
+    return f"s3://{user}:{user}-secret@{BUCKET}/{prefix}?endpoint_url={endpoint_url}&region=us-east-1{query}"
+
+
+def client_of(endpoint_url: str, ca_bundle: str | None = None) -> Any:
+    """Return a new blocking client of botocore's for the administrator, which tries everything once."""
+    # Imported here, for the tests of other stores do not have it.
+    from botocore.config import Config  # noqa: PLC0415
+    from botocore.session import Session  # noqa: PLC0415
+
+    return Session().create_client(
+        "s3",
+        endpoint_url=endpoint_url,
+        aws_access_key_id=ADMIN,
+        aws_secret_access_key=f"{ADMIN}-secret",
+        region_name="us-east-1",
+        verify=ca_bundle,
+        config=Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1}),
+    )
+
+
+def serves(client: Any) -> bool:
+    """Return whether the server stores, reads and lists in ``BUCKET``, which is made if it can be.
+
+    The gateway answers some time before what is behind it.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+    # Several, for they come to lie in several volumes; an empty one would lie in none.
+    probes = [{"Bucket": BUCKET, "Key": f"{_READY}-{next(_probes)}"} for _ in range(_VOLUMES)]
+    try:
+        if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+            client.create_bucket(Bucket=BUCKET)
+        for call in (partial(client.put_object, Body=b"ready"), client.get_object, client.delete_object):
+            for probe in probes:
+                call(**probe)
+    except (BotoCoreError, ClientError):
+        return False
+    finally:
+        client.close()
+    return True
 
 
 def _identity(name: str, actions: Sequence[str]) -> object:

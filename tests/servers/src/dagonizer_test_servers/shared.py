@@ -94,6 +94,17 @@ def _new(kind: str) -> Server:
     url = os.environ.get(f"DAGONIZER_TEST_{kind.upper()}_URL")
     if url:
         return External(url)
+    if os.environ.get("DAGONIZER_TEST_SERVERS") == "containers":
+        return _container(kind)
     module = importlib.import_module(f"dagonizer_test_servers.{kind}")
-    server: Server = module.start()
+    try:
+        server: Server = module.start()
+    except NoServerError:
+        return _container(kind)
     return server
+
+
+def _container(kind: str) -> Server:
+    from dagonizer_test_servers import containers  # noqa: PLC0415 - it imports this module
+
+    return containers.start(kind)

@@ -183,7 +183,8 @@ def test_a_plugin_that_opens_nothing_is_named(install):
         open_store("lazy://h")
 
 
-def test_a_missing_extra_says_what_to_install():
+def test_a_missing_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(registry, "_entry_points", tuple)
     with pytest.raises(UnknownSchemeError, match=r'pip install "dagonizer\[s3\]"'):
         open_store("s3://bucket/prefix")
 

@@ -300,3 +300,49 @@ async def test_a_reset_connection_takes_back_what_was_not_sent(connected):
     await acceptor.ended.wait()
     assert isinstance(acceptor.error, ConnectionResetError)
     reset(transport)
+
+
+async def test_a_connection_of_another_loop_that_cannot_be_closed_is_told():
+    used, leave = threading.Event(), threading.Event()
+
+    @asynccontextmanager
+    async def connect():
+        yield 1
+        raise ConnectionResetError
+
+    connections = Connections(connect, timeout=5, owner=Server)
+
+    async def use() -> None:
+        await connections.read(identity)
+        used.set()
+        await asyncio.to_thread(leave.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(use()))
+    thread.start()
+    await asyncio.to_thread(used.wait)
+    with pytest.raises(ConnectionResetError):
+        await connections.aclose()
+    leave.set()
+    await asyncio.to_thread(thread.join)
+
+
+async def test_closing_that_is_cancelled_comes_to_its_end():
+    leaving, leave, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def connect():
+        yield 1
+        leaving.set()
+        await leave.wait()
+        closed.set()
+
+    connections = Connections(connect, timeout=5, owner=Server)
+    await connections.read(identity)
+    closing = asyncio.create_task(connections.aclose())
+    await leaving.wait()
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    leave.set()
+    async with asyncio.timeout(5):
+        await closed.wait()

@@ -95,9 +95,20 @@ class Connections(Generic[C]):
             if loop is asyncio.get_running_loop():
                 await connection.close(self._timeout)
             elif loop.is_running():
-                closing = asyncio.run_coroutine_threadsafe(connection.close(self._timeout), loop)
-                # The loop may end before it gets to it, and has then closed the connection itself.
-                await asyncio.wait({asyncio.wrap_future(closing)}, timeout=self._timeout)
+                await self._close_elsewhere(loop, connection)
+
+    async def _close_elsewhere(self, loop: asyncio.AbstractEventLoop, connection: _LoopConnection[C]) -> None:
+        closing = connection.close(self._timeout)
+        try:
+            closed = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(closing, loop))
+        except RuntimeError:
+            # The loop has ended meanwhile, and has closed the connection itself.
+            closing.close()
+            return
+        # It may also end before it gets to it; then nobody ever answers.
+        await asyncio.wait({closed}, timeout=2 * self._timeout)
+        if closed.done() and not closed.cancelled():
+            closed.result()
 
     def _of_this_loop(self) -> _LoopConnection[C]:
         self.check_open()
@@ -169,7 +180,8 @@ class _LoopConnection(Generic[C]):
             if self._entered is not None:
                 context, _ = self._entered
                 self._entered = None
-                await context.__aexit__(None, None, None)
+                # To its end, although the caller may be cancelled: nobody else closes it.
+                await asyncio.shield(asyncio.ensure_future(context.__aexit__(None, None, None)))
 
 
 def is_stale(transport: asyncio.BaseTransport | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 60.0
 _PAUSE = 0.02
+_PORTS = range(20_000, 32_000)
 _LOG_TAIL = 2_000
 # Linux ends a child with the thread that started it, so that must be one that lives as long as this process.
 _starter = ThreadPoolExecutor(1, thread_name_prefix="server-starter")
@@ -82,6 +84,8 @@ class Process:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        # Its number may be another's from now on.
+        self._process = None
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         command = self._command
@@ -102,11 +106,15 @@ class Process:
 
 
 def free_port() -> int:
-    """Return a port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port of the loopback address that nobody listens on.
+
+    It is none that the system gives to outgoing connections, one of which could take it while a server is down.
+    """
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def answers(port: int) -> bool:

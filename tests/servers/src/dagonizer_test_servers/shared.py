@@ -7,6 +7,7 @@ import importlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -79,11 +80,13 @@ def start_together(kinds: Iterable[str]) -> None:
 
 def stop_all() -> None:
     """End every server of this process."""
-    for kind in KINDS:
-        with _locks[kind]:
-            server = _servers.pop(kind, None)
-        if server is not None:
-            server.stop()
+    with ExitStack() as stops:
+        for kind in KINDS:
+            with _locks[kind]:
+                server = _servers.pop(kind, None)
+            if server is not None:
+                # Each, although another one may fail.
+                stops.callback(server.stop)
 
 
 atexit.register(stop_all)

@@ -88,6 +88,9 @@ def test_a_url_says_every_part_of_the_configuration(url: str, expected: dict[str
         ("s3://bucket?max_connections=many", "a whole number of at least 1"),
         ("s3://bucket?timeout=0", "a number above 0"),
         ("s3://bucket?timeout=nan", "above 0"),
+        ("s3://bucket?timeout=inf", "a finite number"),
+        ("s3://bucket?timeout=1e999", "above 0"),
+        ("s3://bucket?max_connections=inf", "a whole number of at least 1"),
         ("s3://bucket?region=a&region=b", "given twice"),
     ],
 )
@@ -99,7 +102,7 @@ def test_a_wrong_url_is_refused_with_the_reason(url: str, message: str) -> None:
 
 
 def test_arguments_that_make_no_sense_are_refused() -> None:
-    for timeout in (0.0, -1.0, math.nan):
+    for timeout in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="timeout"):
             S3Config(bucket="bucket", timeout=timeout)
     with pytest.raises(ValueError, match="max_connections"):

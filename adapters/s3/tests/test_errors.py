@@ -5,6 +5,7 @@ A small HTTP server says here what a real one can hardly be made to say: AWS's a
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import socket
@@ -12,7 +13,7 @@ import ssl
 import threading
 import time
 import traceback
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import aiohttp
 import botocore.exceptions
 import botocore.parsers
 import pytest
+import trustme
 from aiobotocore.response import AioReadTimeoutError
 from aiohttp import web
 
@@ -38,6 +40,7 @@ from dagonizer_test_servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 ETAG = {"ETag": '"0cc175b9c0f1b6a831c399e269772661"'}
 SECRET = "ThisIsTheSecret"
@@ -198,11 +201,17 @@ async def test_only_no_such_key_is_absent() -> None:
 
 
 async def test_what_says_200_to_everything_is_no_s3_server() -> None:
-    async with scripted(Answer(200, b"<html>log in</html>")) as (store, _):
-        for name, operation in operations(store).items():
-            if name != "delete":
+    for body in (b"<html>log in</html>", b""):
+        async with scripted(Answer(200, body)) as (store, _):
+            for operation in operations(store).values():
                 with pytest.raises((StoreUnavailableError, StoreAccessError), match=r"S3 server|If-Match"):
                     await operation()
+
+
+async def test_a_deletion_is_believed_from_an_s3_server() -> None:
+    for answer in (Answer(204), Answer(200, headers={"x-amz-request-id": "1"})):
+        async with scripted(answer) as (store, _):
+            await store.delete("k")
 
 
 async def test_a_server_that_ignores_conditions_is_told_before_a_save_is_lost() -> None:
@@ -312,6 +321,47 @@ async def test_no_answer_is_bounded_by_the_timeout() -> None:
                 with pytest.raises(StoreUnavailableError):
                     await operation()
             assert time.monotonic() - began < 6
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_save_that_timed_out_is_sent_no_further(scheme: str, tmp_path: Path) -> None:
+    size = 1_000_000
+    given_up = threading.Event()
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    def receive() -> int:
+        connection, _ = listener.accept()
+        if scheme == "https":
+            connection = context.wrap_socket(connection, server_side=True)
+        with connection:
+            received = len(connection.recv(1))
+            assert given_up.wait(20)
+            with suppress(OSError):
+                while count := len(connection.recv(65_536)):
+                    received += count
+        return received
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # So that most of the save is still on this side when it is given up.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        config = S3Config(
+            bucket=BUCKET,
+            endpoint_url=f"{scheme}://127.0.0.1:{listener.getsockname()[1]}",
+            region="us-east-1",
+            access_key_id="AccessKey",
+            secret_access_key=SECRET,
+            ca_bundle=str(tmp_path / "ca.pem"),
+            timeout=2,
+        )
+        server = asyncio.create_task(asyncio.to_thread(receive))
+        async with S3CheckpointStore(config) as store:
+            with pytest.raises(StoreUnavailableError, match="timeout"):
+                await store.save("k", "v" * size)
+            given_up.set()
+            assert 0 < await server < size
 
 
 async def test_nobody_listens() -> None:

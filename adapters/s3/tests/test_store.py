@@ -423,6 +423,18 @@ async def test_credentials_and_region_come_from_the_aws_configuration(
         assert await store.load("k") == "v"
 
 
+async def test_credentials_may_come_after_the_first_operation(
+    restricted: SeaweedFS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(f"s3://{BUCKET}/late?endpoint_url={restricted.endpoint_url}") as store:
+        with pytest.raises(StoreAccessError, match="give credentials"):
+            await store.save("k", "v")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "least")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "least-secret")
+        await store.save("k", "v")
+        assert await store.load("k") == "v"
+
+
 async def test_a_server_that_is_gone_and_back(restricted: SeaweedFS) -> None:
     async with open_store(restricted.url_for("least", "gone", timeout="5")) as store:
         await store.save("k", "v")
@@ -479,6 +491,26 @@ async def test_server_side_encryption_is_asked_for(encrypting: SeaweedFS) -> Non
         assert await store.load("k") == "w"
     head = await asyncio.to_thread(encrypting.client().head_object, Bucket=BUCKET, Key="sse/k.json")
     assert head["ServerSideEncryption"] == "AES256"
+
+
+async def test_a_bucket_that_takes_encrypted_objects_only(encrypting: SeaweedFS) -> None:
+    assert encrypting.ca_bundle is not None
+    unencrypted = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:PutObject",
+        "Resource": f"arn:aws:s3:::{BUCKET}/*",
+        "Condition": {"Null": {"s3:x-amz-server-side-encryption": "true"}},
+    }
+    client = encrypting.client()
+    client.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [unencrypted]}))
+    try:
+        async with open_store(encrypting.url_for("admin", "only", ca_bundle=encrypting.ca_bundle)) as store:
+            with pytest.raises(StoreAccessError, match="grant s3:PutObject"):
+                await store.save("k", "v")
+        await use_everything(encrypting.url_for("admin", "only", ca_bundle=encrypting.ca_bundle, sse="AES256"))
+    finally:
+        client.delete_bucket_policy(Bucket=BUCKET)
 
 
 def test_kms_parameters_reach_the_request() -> None:

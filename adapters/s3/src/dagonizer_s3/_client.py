@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 # None of them says anything of its types; types_aiobotocore_s3 knows those of the client.
 import aioboto3  # type: ignore[import-untyped]
@@ -16,8 +16,11 @@ import aiohttp
 from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
 from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
 from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+from aiohttp.client_proto import ResponseHandler
+from botocore.exceptions import NoCredentialsError  # type: ignore[import-untyped]
 from botocore.loaders import create_loader  # type: ignore[import-untyped]
 
+from dagonizer.connections import reset
 from dagonizer_s3._errors import Redirected
 
 if TYPE_CHECKING:
@@ -39,6 +42,9 @@ _DATA = ("partitions", "endpoints", "sdk-default-configuration", "_retry")
 async def connected(config: S3Config) -> AsyncIterator[S3Client]:
     """Give a client of the running event loop, which sends each request once."""
     session = await asyncio.to_thread(_session, config)
+    if await session.get_credentials() is None:
+        # The client would be made without them, and would look for them never again.
+        raise NoCredentialsError
     async with session.client(
         "s3", endpoint_url=config.endpoint_url, verify=config.ca_bundle, config=_settings(config)
     ) as client:
@@ -85,12 +91,29 @@ class _Session(AIOHTTPSession):  # type: ignore[misc] # untyped
     """An HTTP session that sends each request once.
 
     aiohttp itself repeats a PUT or DELETE whose connection broke, when the first one may have taken effect and been
-    overwritten since, and goes where a redirection leads, where a PUT may become a GET that succeeds.
+    overwritten since, and goes where a redirection leads, where a PUT may become a GET that succeeds. Of a request
+    that was given up it still sends the rest, which may take effect after a later one.
     """
+
+    def _create_connector(self, proxy_url: str | None) -> aiohttp.TCPConnector:
+        connector: aiohttp.TCPConnector = super()._create_connector(proxy_url)
+        factory = connector._factory  # noqa: SLF001 - aiohttp has no other way to name the class
+        protocol = cast("type[ResponseHandler]", _Protocol)
+        connector._factory = functools.partial(protocol, **factory.keywords)  # noqa: SLF001 - as above
+        return connector
 
     # What uses it needs no more than its ``request``.
     async def _get_session(self, proxy_url: str | None) -> Any:  # noqa: ANN401 - not a ClientSession, but as good
         return _Once(await super()._get_session(proxy_url))
+
+
+class _Protocol(ResponseHandler):
+    """A connection that takes back what was not sent yet when it is closed; an idle one has nothing to take back."""
+
+    def close(self) -> None:
+        if self.transport is not None:
+            reset(self.transport)
+        super().close()
 
 
 class _Once:

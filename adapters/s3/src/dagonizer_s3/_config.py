@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 # msgspec reads the annotations at run time, so Annotated and Literal cannot move under TYPE_CHECKING.
@@ -71,8 +72,8 @@ class S3Config:
         if self.max_connections < 1:
             raise ValueError(f"max_connections must be at least 1, not {self.max_connections!r}")
         # Written so that NaN fails too.
-        if not self.timeout > 0:
-            raise ValueError(f"timeout must be a number of seconds above 0, not {self.timeout!r}")
+        if not 0 < self.timeout < math.inf:
+            raise ValueError(f"timeout must be a finite number of seconds above 0, not {self.timeout!r}")
 
     @property
     def endpoint(self) -> Host:

@@ -78,7 +78,7 @@ class S3CheckpointStore:
             timeout=config.timeout,
             owner=type(self),
         )
-        self._encryption = {
+        self._encryption: dict[str, Any] = {
             name: value
             for name, value in (("ServerSideEncryption", config.sse), ("SSEKMSKeyId", config.sse_kms_key_id))
             if value is not None
@@ -104,10 +104,12 @@ class S3CheckpointStore:
 
         async def delete(client: S3Client) -> None:
             try:
-                await client.delete_object(**place)
+                answer = await client.delete_object(**place)
             except ClientError as exc:
                 if code_of(exc) not in _ABSENT:
                     raise
+            else:
+                self._expect_deletion(answer)
 
         with translated("delete from", _TO_DELETE, self._config.place):
             await self._connections.write(key, delete)
@@ -283,7 +285,7 @@ class S3CheckpointStore:
             return
         probe: dict[str, Any] = {"Bucket": self._config.bucket, "Key": self._base + names.PROBE}
         try:
-            await client.put_object(**probe, Body=b"", IfMatch=_NO_VERSION)
+            await client.put_object(**probe, **self._encryption, Body=b"", IfMatch=_NO_VERSION)
         except ClientError as exc:
             if status_of(exc) not in {409, 412} and code_of(exc) not in _ABSENT:
                 raise
@@ -294,6 +296,15 @@ class S3CheckpointStore:
             f"could not save to {self._config.place}: the server ignores If-Match, so compare-and-swap would lose "
             "saves; use a server with conditional writes"
         )
+
+    def _expect_deletion(self, answer: Answer) -> None:
+        """Raise ``StoreUnavailableError`` if what answered is no S3 server: an empty 200 may be anybody's."""
+        said = answer["ResponseMetadata"]
+        if said["HTTPStatusCode"] != 204 and not said.get("RequestId"):  # noqa: PLR2004 - the status has no other name
+            raise StoreUnavailableError(
+                f"{self._config.place} answered a deletion with {said['HTTPStatusCode']} and no request's id, so not "
+                "as an S3 server does; check endpoint_url"
+            )
 
     def _checked(self, answer: T, field: str) -> T:
         """Return ``answer`` if it has the field that S3's has: other servers may say 200 to everything."""

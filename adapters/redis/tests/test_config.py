@@ -73,6 +73,8 @@ def test_a_url_says_every_part_of_the_configuration(url: str, expected: RedisCon
         ("redis://h?wait=all", "'wait' must be a whole number"),
         ("redis://h?timeout=0", "'timeout' must be a number above 0"),
         ("redis://h?timeout=nan", "above 0"),
+        ("redis://h?timeout=inf", "timeout must be a finite number of seconds above 0"),
+        ("redis://h?timeout=1e400", "above 0"),
         ("redis://h?max_connections=0", "'max_connections' must be a whole number of at least 1"),
         ("redis://h?prefx=a", "did you mean 'prefix'"),
         ("redis://h?socket_timeout=1", "did you mean 'timeout'"),
@@ -111,7 +113,7 @@ def test_a_refusal_names_the_form_of_its_scheme() -> None:
 
 
 def test_arguments_that_make_no_sense_are_refused() -> None:
-    for timeout in (0.0, -1.0, math.nan):
+    for timeout in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="timeout"):
             RedisConfig(timeout=timeout)
     with pytest.raises(ValueError, match="wait"):

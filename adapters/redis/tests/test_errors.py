@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import os
 import ssl
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from dagonizer.errors import (
     StoreLimitError,
     StoreUnavailableError,
 )
+from dagonizer_redis import RedisCheckpointStore
 from dagonizer_redis._errors import BY_CLASS, translated
 from dagonizer_test_servers import free_port
 from dagonizer_test_servers.redis import Cluster, Replicated, Valkey, until
@@ -151,6 +153,20 @@ async def raw(server: Valkey, **options: object) -> AsyncIterator[Redis]:
         yield client
     finally:
         await client.aclose()
+
+
+async def test_only_a_change_that_was_sent_may_have_happened() -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1") as server:
+        there = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for url in (there, f"redis://127.0.0.1:{free_port()}"):
+            for name, operation in operations(url).items():
+                with pytest.raises(StoreUnavailableError) as caught:
+                    await operation()
+                assert ("may have" in str(caught.value)) == (url == there and name in {*WRITES, "save_if"}), name
 
 
 async def test_nobody_there() -> None:
@@ -291,6 +307,71 @@ async def test_too_many_clients() -> None:
 async def test_a_command_that_the_server_does_not_offer() -> None:
     with Valkey("--rename-command", "GET", "") as server:
         await expect(StoreAccessError, server.url, *LOADS, "save_if", match="does not offer")
+
+
+async def test_a_server_that_repeats_the_password_in_its_refusal(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    quoted = SECRET.replace("&", "%26")
+    with Valkey("--rename-command", "AUTH", "", "--rename-command", "HELLO", "") as server:
+        said = []
+        for scheme, path in (("redis", ""), ("redis+cluster", ""), ("redis+sentinel", "/s")):
+            url = f"{scheme}://user:{quoted}@127.0.0.1:{server.port}{path}?sentinel_password={quoted}"
+            for operation in operations(url if path else url.partition("?")[0]).values():
+                with pytest.raises(StoreAccessError, match="unknown command 'AUTH'") as caught:
+                    await operation()
+                said += chain(caught.value)
+        for protocol in (2, 3):
+            async with raw(server, password=SECRET, protocol=protocol) as client, RedisCheckpointStore(client) as store:
+                with pytest.raises(StoreAccessError, match="unknown command") as caught:
+                    await store.load("k")
+                said += chain(caught.value)
+    assert SECRET not in "".join((*said, caplog.text))
+
+
+async def test_a_refusal_does_not_repeat_the_value() -> None:
+    with Valkey("--rename-command", "SET", "") as server:
+        async with open_store(server.url) as store:
+            with pytest.raises(StoreAccessError, match="unknown command 'SET'; ") as caught:
+                await store.save("k", SECRET)
+    assert SECRET not in "".join(chain(caught.value))
+
+
+@contextlib.contextmanager
+def closed_to_us(directory: Path) -> Iterator[None]:
+    """Take away the right to enter ``directory``, from root too."""
+    user = os.geteuid()
+    directory.chmod(0)
+    try:
+        if user == 0:
+            os.seteuid(65_534)
+        yield
+    finally:
+        os.seteuid(user)
+        directory.chmod(0o700)
+
+
+async def test_a_socket_that_may_not_be_used() -> None:
+    with Valkey("--unixsocket", "here.sock") as server:
+        url = f"redis+unix://{server.directory}/here.sock"
+        assert await operations(url)["load"]() is None
+        for name, operation in operations(url).items():
+            with closed_to_us(server.directory), pytest.raises(StoreAccessError, match="mode of the socket") as caught:
+                await operation()
+            assert "here.sock" in str(caught.value), name
+
+
+@pytest.mark.parametrize("parameter", ["tls_ca", "tls_cert", "tls_key"])
+@pytest.mark.parametrize("scheme", ["rediss", "redis+cluster", "redis+sentinel"])
+async def test_a_file_that_cannot_be_read(scheme: str, parameter: str, tmp_path: Path) -> None:
+    there = tmp_path / "there.pem"
+    there.touch()
+    for path in (tmp_path, tmp_path / "none.pem"):
+        files = {"tls_cert": there, parameter: path} if parameter == "tls_key" else {parameter: path}
+        query = "&".join(f"{name}={file}" for name, file in files.items())
+        url = f"{scheme}://127.0.0.1:1/{'s' if 'sentinel' in scheme else ''}?{query}"
+        await expect(
+            StoreAccessError, url if scheme == "rediss" else f"{url}&tls=true", match=f"{parameter} is '{path}'"
+        )
 
 
 async def test_a_database_that_is_not_there() -> None:

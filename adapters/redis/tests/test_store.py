@@ -12,7 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,10 +31,12 @@ from dagonizer.errors import (
     StoreConflictError,
     StoreUnavailableError,
 )
-from dagonizer.url import StoreURL
+from dagonizer.url import Host, StoreURL
 from dagonizer_conformance import Harness, run
 from dagonizer_conformance.proxy import FaultProxy
 from dagonizer_redis import RedisCheckpointStore, RedisConfig
+from dagonizer_redis._store import _version
+from dagonizer_redis._topology import Connector, OwnLinks
 from dagonizer_test_servers.redis import Valkey
 
 if TYPE_CHECKING:
@@ -169,6 +173,36 @@ async def test_a_swap_sees_a_change_between_its_look_and_its_save(
             assert await store.load("k") == "after old"
         looked.clear()
         go_on.clear()
+
+
+async def test_hashing_needs_no_thread_and_leaves_others_their_turn(store: RedisCheckpointStore) -> None:
+    executor, release = ThreadPoolExecutor(1), threading.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(executor)
+    busy = executor.submit(release.wait)
+    text, turns = "x" * (16 * MIB), 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    try:
+        async with asyncio.timeout(20):
+            version = await store.save_if("k", text, expected=None)
+            found = await store.load_versioned("k")
+            assert found is not None
+            assert found.version == version == hashlib.sha256(text.encode()).hexdigest()
+            await store.save_if("k", "y", expected=version)
+        others = asyncio.create_task(take_turns())
+        assert await _version(text.encode()) == version
+        others.cancel()
+        assert turns > 50
+        assert await _version(b"") == hashlib.sha256(b"").hexdigest()
+    finally:
+        release.set()
+        busy.result()
 
 
 async def test_a_listing_passes_over_what_is_no_key(store: RedisCheckpointStore, client: Redis) -> None:
@@ -340,6 +374,20 @@ async def test_a_close_that_cannot_wait_longer_ends_what_is_under_way_later(serv
         assert len(await client.client_list()) == 1
 
 
+async def test_a_disconnection_that_is_cancelled_leaves_no_connection(server: Valkey) -> None:
+    connect = Connector(RedisConfig(hosts=(Host("127.0.0.1", server.port),)))
+    links = OwnLinks(lambda: connect(Host("127.0.0.1", server.port)), 5)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(5):
+            await stack.enter_async_context(links.link())
+    closing = asyncio.create_task(links.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    async with Redis(port=server.port) as client:
+        assert len(await client.client_list()) == 1
+
+
 def test_a_second_event_loop(redis_server: Valkey) -> None:
     store = opened(redis_server.url)
     asyncio.run(store.save("k", "v"))
@@ -361,12 +409,12 @@ async def test_a_load_is_repeated_once_and_a_save_never(redis_server: Valkey, cl
         assert await store.load("k") == "old"
         assert await calls("get") == 2
         version = hashlib.sha256(b"new").hexdigest()
-        # The last one's reply to its look at the entry has 14 bytes, and is not what is cut.
+        # The replies to the last one before its save have 19 bytes, and are not what is cut.
         for number, (after, operation) in enumerate(
             (
                 (1, lambda: store.save("k", "new")),
                 (1, lambda: store.save_if("other", "new", expected=None)),
-                (15, lambda: store.save_if("k", "newer", expected=version)),
+                (20, lambda: store.save_if("k", "newer", expected=version)),
             ),
             1,
         ):
@@ -474,6 +522,8 @@ async def test_none_of_the_least_privileges_can_be_left_out(grants: dict[str, st
             async with opened(f"redis://dagonizer:pw@127.0.0.1:{server.port}") as store:
                 with pytest.raises(StoreAccessError, match="README"):
                     await exercise(store)
+            if command in {"+watch", "+multi", "+exec"}:
+                assert server.ask("GET", "dagonizer:b") == "$1\r\n1\r\n", "what was refused was not half done"
 
 
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="Redis is not installed; the other tests use Valkey")
@@ -552,6 +602,18 @@ async def test_a_clients_own_retries_repeat_no_write(redis_server: Valkey, clien
                 await store.save("k", "new")
             assert (await client.info("commandstats"))["cmdstat_set"]["calls"] == 1
         await own.aclose()
+
+
+def test_a_client_is_refused_in_a_second_event_loop(redis_server: Valkey) -> None:
+    own = Redis.from_url(redis_server.url)
+    store = RedisCheckpointStore(own)
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(store.save("k", "v"))
+        for operation in (lambda: store.load("k"), lambda: store.save("k", "w")):
+            with pytest.raises(StoreUnavailableError, match="belongs to another event loop"):
+                second.run(operation())
+        assert first.run(store.load("k")) == "v"
+        first.run(own.aclose())
 
 
 class ClientHarness(Harness):

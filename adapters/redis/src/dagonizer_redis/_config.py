@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 # msgspec reads the annotations at run time, so Annotated and Literal cannot move under TYPE_CHECKING.
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -117,7 +119,10 @@ class RedisConfig:
             (self.wait < 0, f"wait must be at least 0, not {self.wait!r}"),
             (self.max_connections < 1, f"max_connections must be at least 1, not {self.max_connections!r}"),
             # Written so that NaN fails too.
-            (not self.timeout > 0, f"timeout must be a number of seconds above 0, not {self.timeout!r}"),
+            (
+                not 0 < self.timeout < math.inf,
+                f"timeout must be a finite number of seconds above 0, not {self.timeout!r}",
+            ),
         )
         return [message for wrong, message in rules if wrong]
 

@@ -1,6 +1,7 @@
 """How the errors of redis-py and the error replies of a server become the project's.
 
 AuthenticationError NoPermissionError ReadOnlyError …    StoreAccessError
+PermissionError, SSLError but for an end                 StoreAccessError
 OutOfMemoryError, replies MISCONF, Protocol error …      StoreLimitError
 reply WRONGTYPE                                          StoreCorruptedError
 ConnectionError TimeoutError ClusterDownError …          StoreUnavailableError
@@ -18,13 +19,11 @@ from redis import exceptions as driver
 from dagonizer.errors import StoreAccessError, StoreCorruptedError, StoreLimitError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from dagonizer.errors import StoreError
 
     Meaning = tuple[type[StoreError], str]
-
-_UNKNOWN_OUTCOME = "a save or deletion may have happened"
 
 _LOGIN: Meaning = (StoreAccessError, "check the user name and the password")
 _PERMISSION: Meaning = (
@@ -35,17 +34,18 @@ _READ_ONLY: Meaning = (StoreAccessError, "this server is a replica; name the pri
 _TOPOLOGY: Meaning = (StoreAccessError, "this server is a node of a cluster; write redis+cluster:")
 _COMMAND: Meaning = (StoreAccessError, "the server does not offer a command that is needed; see the README")
 _CERTIFICATE: Meaning = (StoreAccessError, "check tls_ca, tls_verify, tls_cert, tls_key, and that the port speaks TLS")
+_SYSTEM: Meaning = (
+    StoreAccessError,
+    "check the owner and mode of the socket and its directories, or the firewall here",
+)
 _MEMORY: Meaning = (StoreLimitError, "raise maxmemory, or delete something")
 _DISK: Meaning = (StoreLimitError, "the server cannot write to its disk: free space, and see its log")
 _SIZE: Meaning = (StoreLimitError, "the value is larger than proto-max-bulk-len of the server, usually 512 MiB")
 _TYPE: Meaning = (StoreCorruptedError, "the key holds something other than a string; save or delete it to be rid of it")
-_LATER: Meaning = (
-    StoreUnavailableError,
-    f"check that the server runs and can be reached, then try again; {_UNKNOWN_OUTCOME}",
-)
+_LATER: Meaning = (StoreUnavailableError, "check that the server runs and can be reached, then try again")
 _REFUSED: Meaning = (StoreUnavailableError, "nothing was changed; try again later")
 _POOL: Meaning = (StoreUnavailableError, "the client's pool has no free connection; raise its max_connections")
-_DRIVER: Meaning = (StoreUnavailableError, f"the server or the driver did something unexpected; {_UNKNOWN_OUTCOME}")
+_DRIVER: Meaning = (StoreUnavailableError, "the server or the driver did something unexpected")
 
 # Every class of the driver, though those of the last group belong to parts of it that the store does not use.
 BY_CLASS: dict[type[Exception], Meaning] = {
@@ -67,6 +67,7 @@ BY_CLASS: dict[type[Exception], Meaning] = {
     driver.ConnectionError: _LATER,
     driver.TimeoutError: _LATER,
     TimeoutError: _LATER,
+    PermissionError: _SYSTEM,
     OSError: _LATER,
     driver.InvalidResponse: _DRIVER,
     driver.ResponseError: _DRIVER,
@@ -113,6 +114,9 @@ _BY_REPLY: tuple[tuple[str, Meaning], ...] = (
     ("This instance has cluster support disabled", (StoreAccessError, "this server is no cluster; write redis:")),
 )
 
+# What follows it in the refusal of an unknown command are the words of the command: of AUTH, the password.
+_ARGUMENTS = ", with args beginning with"
+
 # Before the reason for which EXEC is refused, though the driver knows only that it is.
 _DISCARDED = "Transaction discarded because of: "
 
@@ -121,17 +125,36 @@ _BROKEN_TLS = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 @contextmanager
-def translated(action: str, where: str) -> Iterator[None]:
-    """Raise what the block raises of the driver's as the ``StoreError`` that says so of ``action`` and ``where``."""
+def translated(action: str, where: str, *, sent: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Raise what the block raises of the driver's as the ``StoreError`` that says so of ``action`` and ``where``.
+
+    ``sent`` tells afterwards whether anything was sent that may have made a change all the same.
+    """
     try:
         yield
     except tuple(BY_CLASS) as exc:
-        error, advice = _meaning(exc)
+        meaning = error, advice = _meaning(exc)
+        if meaning in {_LATER, _DRIVER} and sent():
+            advice += "; it may have happened"
         raise error(f"could not {action} at {where}: {_said(exc)}; {advice}") from exc
 
 
+@contextmanager
+def without_arguments() -> Iterator[None]:
+    """Take the words of a command out of the refusals that the block raises, before anything can show them."""
+    try:
+        yield
+    except driver.ResponseError as exc:
+        exc.args = tuple(str(argument).partition(_ARGUMENTS)[0] for argument in exc.args)
+        raise
+
+
 def _meaning(exc: Exception) -> Meaning:
-    if _is_certificate(exc):
+    # The driver raises its own from inside the handler of the other, without ``from``.
+    cause = exc.__cause__ or exc.__context__
+    if isinstance(cause, PermissionError):
+        return _SYSTEM
+    if isinstance(cause, ssl.SSLError) and not isinstance(cause, _BROKEN_TLS):
         return _CERTIFICATE
     if isinstance(exc, (driver.ResponseError, driver.ConnectionError)):
         reply = str(exc).removeprefix(_DISCARDED)
@@ -144,12 +167,6 @@ def _meaning(exc: Exception) -> Meaning:
 def is_access(exc: Exception) -> bool:
     """Return whether ``exc`` means that the caller is refused, so that asking again is in vain."""
     return _meaning(exc)[0] is StoreAccessError
-
-
-def _is_certificate(exc: BaseException) -> bool:
-    # The driver raises its own from inside the handler of the other, without ``from``.
-    cause = exc.__cause__ or exc.__context__
-    return isinstance(cause, ssl.SSLError) and not isinstance(cause, _BROKEN_TLS)
 
 
 def _said(exc: Exception) -> str:

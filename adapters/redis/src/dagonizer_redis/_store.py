@@ -36,8 +36,8 @@ T = TypeVar("T")
 _PATTERN_CHARACTERS = re.compile(rb"[*?\[\]\\^-]")
 _RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 _SCANNED_AT_ONCE = 500
-# To hash more than this would hold up the event loop for longer than a thread costs.
-_QUICKLY_HASHED = 1 << 18
+# To hash more than this at once would hold up the event loop.
+_HASHED_AT_ONCE = 1 << 18
 # Of the timeout, so that the number of replicas is known before it is over.
 _WAIT_SHARE = 0.75
 
@@ -75,10 +75,12 @@ class RedisCheckpointStore:
         else:
             raise TypeError(f"server must be a RedisConfig or a redis.asyncio.Redis, not {type(server).__name__}")
 
+        lent = OneServer(BorrowedLinks(server.connection_pool)) if isinstance(server, Redis) else None
+
         @asynccontextmanager
         async def connect() -> AsyncIterator[Topology]:
-            if isinstance(server, Redis):
-                yield OneServer(BorrowedLinks(server.connection_pool))
+            if lent is not None:
+                yield lent
                 return
             there = topology(config)
             try:
@@ -215,13 +217,17 @@ class RedisCheckpointStore:
             return await self._connections.read(read)
 
     async def _write(self, action: str, key: str, name: bytes, operation: Callable[[Link], Awaitable[T]]) -> T:
+        sent = False
+
         async def write(link: Link) -> T:
+            nonlocal sent
+            sent = True
             done = await operation(link)
             if done and self._config.wait:
                 await self._wait(link)
             return done
 
-        with translated(action, self._where):
+        with translated(action, self._where, sent=lambda: sent):
             return await self._connections.write(key, lambda there: there.perform(name, write))
 
     async def _wait(self, link: Link) -> None:
@@ -254,9 +260,13 @@ async def _swap(link: Link, name: bytes, value: bytes, expected: str) -> bool:
 
 
 async def _version(value: bytes) -> str:
-    if len(value) <= _QUICKLY_HASHED:
-        return hashlib.sha256(value).hexdigest()
-    return (await asyncio.to_thread(hashlib.sha256, value)).hexdigest()
+    # Not in a thread, of which the caller may have none free.
+    digest, view = hashlib.sha256(), memoryview(value)
+    for start in range(0, len(value), _HASHED_AT_ONCE):
+        if start:
+            await asyncio.sleep(0)
+        digest.update(view[start : start + _HASHED_AT_ONCE])
+    return digest.hexdigest()
 
 
 def _run_id(info: bytes) -> str:

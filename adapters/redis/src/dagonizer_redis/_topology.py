@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
@@ -27,9 +28,10 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from dagonizer.connections import is_stale, reset
+from dagonizer.errors import StoreAccessError, StoreUnavailableError
 from dagonizer.url import Host
 from dagonizer_redis._config import shown
-from dagonizer_redis._errors import is_access
+from dagonizer_redis._errors import is_access, without_arguments
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -66,7 +68,9 @@ class Link:
     async def run_atomically(self, command: Command) -> bool:
         """Run ``command`` unless what an earlier command watches has changed, and return whether it was run."""
         asking = [(b"ASKING",)] if self._asking else []
-        *_, executed = await self._exchange([*asking, (b"MULTI",), command, (b"EXEC",)])
+        # Before the command is sent, which would be run at once if this were refused.
+        await self._exchange([*asking, (b"MULTI",)])
+        _, executed = await self._exchange([command, (b"EXEC",)])
         for reply in executed or ():
             if isinstance(reply, Exception):
                 raise reply
@@ -110,7 +114,7 @@ class Link:
         A server that refuses a value for its length disconnects, and then what it said is lost behind what was sent.
         """
         with suppress(TimeoutError, RedisConnectionError):
-            await self._connection.connect()  # type: ignore[no-untyped-call]  # it has no annotations
+            await _connect(self._connection)
             await self._send([beginning])
             async with asyncio.timeout(_REFUSED_WITHIN):
                 reply = await self._reply()
@@ -128,7 +132,8 @@ class Link:
 
     async def _reply(self) -> Any:  # noqa: ANN401 - what the server answers
         try:
-            return await self._connection.read_response(disable_decoding=True)
+            with without_arguments():
+                return await self._connection.read_response(disable_decoding=True)
         except ResponseError as exc:
             return exc
         except ValueError as exc:
@@ -174,11 +179,12 @@ class OwnLinks:
                 self._idle.append(connection)
 
     async def disconnect(self) -> None:
-        """Disconnect what is idle."""
+        """Disconnect what is idle, all of it although the caller is cancelled."""
         while self._idle:
             connection = self._idle.pop()
             _transport(connection).abort()
-            await connection.disconnect()
+            # This does not wait for the event loop, which closes what is aborted in its next turn.
+            await connection.disconnect(nowait=True)
 
     async def aclose(self) -> None:
         """Disconnect all, what is in use as soon as it is given back."""
@@ -195,21 +201,29 @@ class OwnLinks:
 
 
 class BorrowedLinks:
-    """Links over the connections of a caller's pool."""
+    """Links over the connections of a caller's pool, in the event loop that is the first to use them."""
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @asynccontextmanager
     async def link(self, *, asking: bool = False) -> AsyncIterator[Link]:
         """Lend a link."""
+        self._loop = self._loop or asyncio.get_running_loop()
+        if self._loop is not asyncio.get_running_loop():
+            raise StoreUnavailableError(
+                "the client belongs to another event loop; make one in this loop, or give the store a RedisConfig, "
+                "which serves all loops"
+            )
         cancellations = _cancellations()
-        connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # it has no annotations
+        with without_arguments():
+            connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # it has no annotations
         transport = None
         try:
             if is_stale(_transport(connection)):
                 await connection.disconnect(nowait=True)
-                await connection.connect()  # type: ignore[no-untyped-call]  # it has no annotations
+                await _connect(connection)
             transport = _transport(connection)
             _expect_no_more(cancellations)
             yield Link(connection, asking=asking)
@@ -370,11 +384,13 @@ class Cluster:
     async def servers(self) -> Sequence[Links]:
         """Return links to every primary."""
         await self._refresh()
+        if None in self._owners:
+            raise ClusterDownError(f"no node serves {self._owners.count(None)} of the hash slots")
         return [self._links_to(owner) for owner in dict.fromkeys(self._owners) if owner is not None]
 
     async def aclose(self) -> None:
         """Disconnect from every node."""
-        for links in self._links.values():
+        for links in tuple(self._links.values()):
             await links.aclose()
 
     def _links_to(self, node: Host) -> OwnLinks:
@@ -396,9 +412,10 @@ class Cluster:
         return bool(self._owners) and self._owners[slot] is not None
 
     async def _refresh(self) -> None:
-        """Ask one node after another who has which slots."""
+        """Ask one node after another who has which slots, until one knows all, or else believe whoever knows most."""
         nodes = tuple(dict.fromkeys((*self._config.addresses, *self._links)))
         failures: list[tuple[Host, Exception]] = []
+        most: list[Host | None] = []
         for node in nodes:
             try:
                 async with asyncio.timeout(self._config.timeout / (len(nodes) + 1)):
@@ -407,9 +424,21 @@ class Cluster:
             except (RedisError, OSError) as exc:
                 failures.append((node, exc))
             else:
-                self._owners = _owners(ranges, node)
-                return
-        raise _worst(failures, "no node of the cluster answers")
+                known = _owners(ranges, node)
+                if not most or known.count(None) < most.count(None):
+                    most = known
+                if None not in most:
+                    break
+        if not most:
+            raise _worst(failures, "no node of the cluster answers")
+        self._owners = most
+        if None not in most:
+            await self._forget_others()
+
+    async def _forget_others(self) -> None:
+        """Disconnect from the nodes that have no slots, such as those that are no longer in the cluster."""
+        for node in self._links.keys() - set(self._owners):
+            await self._links.pop(node).aclose()
 
 
 class Connector:
@@ -423,7 +452,7 @@ class Connector:
         """Connect to ``host``, a server or else a sentinel, or to the socket of the configuration."""
         connection = self._connection(host, sentinel=sentinel)
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]  # it has no annotations
+            await _connect(connection)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -449,6 +478,8 @@ class Connector:
         options |= {"host": host.name, "port": host.port}
         if not config.tls:
             return Connection(**options)
+        if self._tls is None:
+            _check_files(config)
         connection = SSLConnection(
             ssl_ca_certs=config.tls_ca,
             ssl_certfile=config.tls_cert,
@@ -471,6 +502,19 @@ def topology(config: RedisConfig) -> Topology:
         return SentinelServer(config, connect)
     host = None if config.path is not None else config.addresses[0]
     return OneServer(OwnLinks(lambda: connect(host), config.max_connections))
+
+
+def _check_files(config: RedisConfig) -> None:
+    """Raise ``StoreAccessError`` for a file that cannot be read. TLS does not say which."""
+    for parameter in ("tls_ca", "tls_cert", "tls_key"):
+        path = getattr(config, parameter)
+        try:
+            if path is not None:
+                Path(path).open("rb").close()
+        except OSError as exc:
+            raise StoreAccessError(
+                f"could not connect to {config.where}: {parameter} is {path!r}, which cannot be read: {exc.strerror}"
+            ) from exc
 
 
 def _owners(ranges: list[Any], asked: Host) -> list[Host | None]:
@@ -507,6 +551,11 @@ def _expect_no_more(cancellations: int) -> None:
     """Raise the cancellation that Python 3.11 loses when a connection with a socket_timeout, of a caller's, sends."""
     if _cancellations() > cancellations:
         raise asyncio.CancelledError
+
+
+async def _connect(connection: AbstractConnection) -> None:
+    with without_arguments():
+        await connection.connect()  # type: ignore[no-untyped-call]  # it has no annotations
 
 
 async def _abandon(connection: AbstractConnection, transport: asyncio.WriteTransport | None = None) -> None:

@@ -93,6 +93,10 @@ def test_every_parameter_has_a_test_above() -> None:
         ("postgresql://h:x/d", "a host must be name, name:port"),
         ("postgresql://h:70000/d", "a host must be name, name:port"),
         ("postgresql://h1,,h2/d", "a host has no name"),
+        ("postgresql://u:secret@h,a..b/d", "the host 'a..b' must have labels of 1 to 63"),
+        (f"postgresql://u:secret@{64 * 'x'}.example/d", "must have labels of 1 to 63"),
+        ("postgresql://u:secret@a%00b/d", "a host must not contain U\\+0000"),
+        ("postgresql://u:secret@%2Frun%2Fa%00b/d", "a host must not contain U\\+0000"),
         ("postgresql://h/d?shcema=s", "did you mean 'schema'"),
         ("postgresql://h/d?host=x", "unknown parameter 'host'"),
         ("postgresql://h/d?schema=", "name of the schema must have 1 to 63"),
@@ -108,6 +112,8 @@ def test_every_parameter_has_a_test_above() -> None:
         ("postgresql://h/d?timeout=0", "must be a number above 0"),
         ("postgresql://h/d?timeout=soon", "must be a number above 0"),
         ("postgresql://h/d?timeout=nan", "above 0"),
+        ("postgresql://h/d?timeout=inf", "timeout must be a finite number"),
+        ("postgresql://h/d?timeout=1e400", "must be a number above 0"),
         ("postgresql://h/d?sslmode=on", "one of allow, disable, prefer, require, verify-ca, verify-full"),
         ("postgresql://h/d?sslmode=verify-full", "needs sslrootcert=/path/to/ca.pem, or sslrootcert=system"),
         ("postgresql://h/d?sslmode=verify-ca", "needs sslrootcert="),
@@ -131,15 +137,38 @@ def test_arguments_that_make_no_sense_are_refused() -> None:
     for wrong, message in (
         ({"timeout": 0.0}, "timeout"),
         ({"timeout": math.nan}, "timeout"),
+        ({"timeout": math.inf}, "timeout must be a finite number"),
         ({"create": "perhaps"}, "create"),
         ({"sslmode": "verify_full"}, "sslmode must be one of disable, allow"),
         ({"schema": "\ud800"}, "lone surrogate"),
         ({"statement_cache_size": -1}, "statement_cache_size"),
         ({"pool_size": 0}, "pool_size"),
         ({"hosts": ()}, "host is missing"),
+        ({"hosts": (HERE, Host("", None))}, "the host '' must have labels"),
+        ({"hosts": (Host("/run/\ud800", None),)}, "a host must not contain .* lone surrogate"),
+        ({"user": "u\ud800"}, "user must not contain .* lone surrogate"),
+        ({"application_name": "\udfff"}, "application_name must not contain .* lone surrogate"),
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(PLAIN, **wrong)
+
+
+def test_a_secret_that_is_refused_is_not_told() -> None:
+    for name in ("password", "sslpassword"):
+        for wrong in ("hunter2\ud800", "hunter2\0"):
+            with pytest.raises(ValueError, match=f"^{name} must not contain") as caught:
+                dataclasses.replace(PLAIN, **{"sslcert": "c.pem", name: wrong})
+            # What a UnicodeEncodeError behind it would hold.
+            assert caught.value.__cause__ is None
+            assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "name", ["localhost.", "a_b", "bücher.example", "::1", "fe80::1%eth0", f"{63 * 'x'}.y", "/a..b"]
+)
+def test_hosts_that_can_be_asked_for_are_allowed(name: str) -> None:
+    host = Host(name, None)
+    assert dataclasses.replace(PLAIN, hosts=(host,)).hosts == (host,)
 
 
 def test_63_bytes_are_allowed() -> None:

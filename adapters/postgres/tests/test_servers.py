@@ -346,9 +346,21 @@ async def test_the_primary_is_found_and_its_successor_after_a_failover() -> None
 
 async def test_a_standby_alone_is_no_place_to_save() -> None:
     with Postgres() as first, Postgres(primary=first) as second:
-        async with opened(second.url) as store:
+        async with opened(first.url) as store:
+            await store.save("k", "v")
+        while await fetchval(second, "SELECT to_regclass('checkpoints')") is None:
+            await asyncio.sleep(0.01)
+        async with opened(second.url) as store, asyncpg.create_pool(second.url, min_size=1, max_size=2) as pool:
             with pytest.raises(StoreUnavailableError, match="it is a standby"):
                 await store.save("k", "v")
+            given = PostgresCheckpointStore(pool)
+            for call in (given.save("k", "v"), given.load("k")):
+                with pytest.raises(StoreUnavailableError, match="pool has connected to a standby, which may lag"):
+                    await call
+            # What the connections say of the server is of the time when they were made.
+            await pool.fetch("SELECT 1")
+            await asyncio.to_thread(second.promote)
+            assert await until_done(lambda: given.load("k")) == "v"
 
 
 async def test_a_server_that_has_become_read_only_is_left_at_once() -> None:
@@ -376,6 +388,10 @@ async def test_a_server_that_has_become_read_only_is_left_at_once() -> None:
             await set_read_only(first, "on")
             await store.save("k", "moved")
             assert await fetchval(second, "SELECT json FROM checkpoints WHERE key = 'k'") == "moved"
+            left = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dagonizer'"
+            async with asyncio.timeout(_PATIENCE):
+                while await fetchval(first, left):
+                    await asyncio.sleep(0.01)
             await asyncio.gather(*(store.save(f"{n}", "moved") for n in range(10)))
             assert await fetchval(second, "SELECT count(*) FROM checkpoints WHERE json = 'moved'") == 11
             given = PostgresCheckpointStore(pool)
@@ -399,6 +415,23 @@ async def test_a_host_that_swallows_everything_does_not_keep_the_others_from_bei
             began = time.monotonic()
             await asyncio.gather(*(store.save(f"{n}", "v") for n in range(20)))
             assert time.monotonic() - began < 0.9
+
+
+async def test_a_tls_refusal_is_one_with_several_hosts_too() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)
+        writer.write(b"S")
+        await reader.read(65536)
+        # The fatal alert "handshake_failure" of TLS 1.2, which asyncio's own servers do not send before they hang up.
+        writer.write(bytes.fromhex("15 0303 0002 0228"))
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        for ports in ([port], [port, port], [port, free_port()], [free_port(), port]):
+            async with opened(hosts_of(*ports, url="postgresql://u:p@h/d"), sslmode="require") as store:
+                with pytest.raises(StoreAccessError, match=rf"127\.0\.0\.1:{port}.*(?i:handshake).*; check sslmode"):
+                    await store.load("k")
 
 
 # Poolers.

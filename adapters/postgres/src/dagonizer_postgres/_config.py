@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 # msgspec reads the annotations at run time, so Annotated and Literal cannot move under TYPE_CHECKING.
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,6 +23,7 @@ _FORM = "a PostgreSQL URL is postgresql://user:password@host:port,host:port/data
 _PORT = 5432
 # Longer names are cut by the server, without a word, and then two of them may be one (NAMEDATALEN - 1).
 _MAX_NAME_BYTES = 63
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
@@ -27,7 +31,8 @@ _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full
 class TableConfig:
     """Which table a ``PostgresCheckpointStore`` uses, and how long it may take.
 
-    ``timeout`` is in seconds. Raises ``ValueError`` for a name that PostgreSQL cannot hold or a timeout not above 0.
+    ``timeout`` is in seconds. Raises ``ValueError`` for a name that PostgreSQL cannot hold, or a timeout that is not
+    finite and above 0.
     """
 
     schema: str = parameter("public", "schema of the table")
@@ -40,9 +45,8 @@ class TableConfig:
         _check_name("table", self.table)
         if self.create not in {"auto", "never"}:
             raise ValueError(f"create must be 'auto' or 'never', not {self.create!r}")
-        # Written so that NaN fails too.
-        if not self.timeout > 0:
-            raise ValueError(f"timeout must be a number of seconds above 0, not {self.timeout!r}")
+        if not 0 < self.timeout < math.inf:
+            raise ValueError(f"timeout must be a finite number of seconds above 0, not {self.timeout!r}")
 
     @property
     def qualified_table(self) -> str:
@@ -99,14 +103,17 @@ class PostgresConfig(TableConfig):
         super().__post_init__()
         if not self.hosts:
             raise ValueError(f"a host is missing; {_FORM}, and /directory is percent-encoded for a Unix socket")
+        for host in self.hosts:
+            _check_host(host.name)
         _check_name("database", self.database)
         for name, text in (
             ("user", self.user),
             ("password", self.password),
+            ("sslpassword", self.sslpassword),
             ("application_name", self.application_name),
         ):
-            if text is not None and "\0" in text:
-                raise ValueError(f"{name} must not contain U+0000")
+            if text is not None:
+                _check_text(name, text)
         if self.statement_cache_size is not None and self.statement_cache_size < 0:
             raise ValueError(f"statement_cache_size must be at least 0, not {self.statement_cache_size}")
         if self.pool_size < 1:
@@ -162,14 +169,27 @@ PARAMETERS = parameters_of(PostgresConfig)
 
 
 def _check_name(what: str, name: str) -> None:
+    _check_text(f"the name of the {what}", name)
+    size = len(name.encode())
+    if not 0 < size <= _MAX_NAME_BYTES:
+        raise ValueError(f"the name of the {what} must have 1 to {_MAX_NAME_BYTES} UTF-8 bytes; it has {size} bytes")
+
+
+def _check_host(name: str) -> None:
+    _check_text("a host", name)
     try:
-        size = len(name.encode())
-    except UnicodeEncodeError as exc:
-        raise ValueError(f"the name of the {what} has a lone surrogate") from exc
-    if not 0 < size <= _MAX_NAME_BYTES or "\0" in name:
-        raise ValueError(
-            f"the name of the {what} must have 1 to {_MAX_NAME_BYTES} UTF-8 bytes and no U+0000; it has {size} bytes"
-        )
+        # As the socket module does; a directory has no labels.
+        size = len(name if name.startswith("/") else name.encode("idna"))
+    except UnicodeError:
+        size = 0
+    if not size:
+        raise ValueError(f"the host {name!r} must have labels of 1 to 63 characters, with a dot between two")
+
+
+def _check_text(what: str, text: str) -> None:
+    # Not by encoding it, for the error would hold the text, which may be secret.
+    if _NOT_TEXT.search(text):
+        raise ValueError(f"{what} must not contain U+0000 or a lone surrogate")
 
 
 def _quoted(name: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import os
 import ssl
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -15,7 +16,7 @@ import asyncpg  # type: ignore[import-untyped]  # it has no types
 
 from dagonizer.connections import is_stale, reset
 from dagonizer.errors import StoreAccessError, StoreUnavailableError
-from dagonizer_postgres._errors import DRIVER_ERRORS
+from dagonizer_postgres._errors import DRIVER_ERRORS, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -74,9 +75,13 @@ async def lend_pool(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Pool]:
 @asynccontextmanager
 async def borrowed(pool: asyncpg.Pool) -> AsyncIterator[Connection]:
     """Lend a connection of ``pool`` that was alive a moment ago. It goes back only if it is in step with its server."""
-    connection = await _acquire(pool)
     try:
-        _check_encoding(connection)
+        connection = await _acquire(pool)
+    except UnicodeDecodeError as exc:
+        # Until it knows the client's encoding the server speaks in its own.
+        raise ConnectionError("the server answered a new connection with something that is not UTF-8 text") from exc
+    try:
+        _check_server(connection)
         try:
             yield connection
         except TimeoutError:
@@ -111,6 +116,15 @@ async def _release(pool: asyncpg.Pool, connection: Connection) -> None:
         raise
 
 
+async def expire(pool: asyncpg.Pool) -> None:
+    """Close the connections that nobody uses, and the others when they come back."""
+    # asyncpg would say goodbye to the first when they are wanted again, in the background, and for as long as it takes.
+    for holder in pool._holders:  # noqa: SLF001
+        if holder.is_connected() and holder.is_idle():
+            _drop(holder._con)  # noqa: SLF001
+    await pool.expire_connections()
+
+
 def _drop(connection: Connection) -> None:
     """Close the connection without a word."""
     # Else it has been closed and given back.
@@ -126,9 +140,15 @@ def _transport(connection: Connection) -> asyncio.WriteTransport | None:
     return transport
 
 
-def _check_encoding(connection: Connection) -> None:
-    # Not every pooler passes it on.
-    encoding = getattr(connection.get_settings(), "server_encoding", "UTF8")
+def _check_server(connection: Connection) -> None:
+    # Not every pooler and every version passes these on.
+    settings = connection.get_settings()
+    if getattr(settings, "in_hot_standby", "off") == "on":
+        raise StoreUnavailableError(
+            "the given pool has connected to a standby, which may lag behind; make the pool with "
+            "target_session_attrs='read-write' and the hosts that can be the primary"
+        )
+    encoding = getattr(settings, "server_encoding", "UTF8")
     if encoding != "UTF8":
         raise StoreAccessError(
             f"the database has the encoding {encoding}, which cannot hold every text; use one that was made by "
@@ -153,10 +173,10 @@ class _Connector:
     async def connect(self, _dsn: None, **driver: object) -> Connection:
         """Return a connection, for a pool.
 
-        When the caller is cancelled the attempt goes on, and is the next caller's if it is not over by then: asyncpg
-        leaves a handshake that was cancelled with an error that asyncio logs, for nobody asks for it.
+        When the caller is cancelled the attempt goes on to its end, and what it has opened is closed: asyncpg leaves a
+        handshake that was cancelled with an error that asyncio logs, for nobody asks for it.
         """
-        attempt = self._abandoned.pop() if self._abandoned else asyncio.create_task(self._connect(driver))
+        attempt = asyncio.create_task(self._connect(driver))
         try:
             return await asyncio.shield(attempt)
         except asyncio.CancelledError:
@@ -172,10 +192,9 @@ class _Connector:
         await asyncio.gather(*abandoned, return_exceptions=True)
 
     def _give_up(self, attempt: asyncio.Task[Connection]) -> None:
-        if attempt in self._abandoned:
-            self._abandoned.remove(attempt)
-            if not attempt.cancelled() and attempt.exception() is None:
-                attempt.result().terminate()
+        self._abandoned.discard(attempt)
+        if not attempt.cancelled() and attempt.exception() is None:
+            attempt.result().terminate()
 
     async def _connect(self, driver: dict[str, object]) -> Connection:
         async with asyncio.timeout(self._config.timeout):
@@ -203,6 +222,10 @@ class _Connector:
         if not several:
             raise failures[0][1]
         told = "; ".join(f"{host.name}:{host.port or _PORT}: {exc or type(exc).__name__}" for host, exc in failures)
+        for _, failure in failures:
+            error, advice = kind_of(failure)
+            if error is StoreAccessError:
+                raise StoreAccessError(f"no host accepts writes: {told}; {advice}") from failure
         raise ConnectionError(f"no host accepts writes: {told}") from failures[-1][1]
 
     async def _connect_to(self, host: Host, driver: dict[str, object]) -> Connection:
@@ -249,6 +272,8 @@ class _Connector:
             "ssl": tls,
             "direct_tls": False,
             "target_session_attrs": "any",
+            "krbsrvname": "postgres",
+            "gsslib": "sspi" if os.name == "nt" else "gssapi",
             "timeout": self._config.timeout,
             "server_settings": {"application_name": self._config.application_name},
         }

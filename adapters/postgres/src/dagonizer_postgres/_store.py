@@ -21,7 +21,7 @@ from dagonizer.errors import StoreAccessError, StoreConflictError, StoreCorrupte
 from dagonizer.keys import key_bytes, prefix_bytes, value_bytes
 from dagonizer_postgres._config import PostgresConfig, TableConfig
 from dagonizer_postgres._errors import translated
-from dagonizer_postgres._pool import borrowed, lend_pool, open_pool
+from dagonizer_postgres._pool import borrowed, expire, lend_pool, open_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -161,10 +161,11 @@ class PostgresCheckpointStore:
         if row is None:
             return None
         json, revision = row
-        if "\0" in json:
+        if not isinstance(json, str) or "\0" in json or revision is None:
             raise StoreCorruptedError(
-                f"what is stored under {key!r} in {self._config.qualified_table} at {self._address} has U+0000; "
-                "restore it from a backup, or save or delete its key to be rid of it"
+                f"what is stored under {key!r} in {self._config.qualified_table} at {self._address} is no text with a "
+                "revision: it has NULL or U+0000, or the column another type; restore it from a backup, or save or "
+                "delete its key to be rid of it"
             )
         return VersionedJson(json, str(revision))
 
@@ -259,7 +260,7 @@ class PostgresCheckpointStore:
                         raise
                     demoted = True
                     # Each connection of the pool was made while the server was the primary.
-                    await pool.expire_connections()
+                    await expire(pool)
 
         with translated(action, self._config, self._address, changes=True):
             return await self._connections.write(key, write)

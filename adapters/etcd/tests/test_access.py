@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 
 from dagonizer import open_store
 from dagonizer.errors import StoreAccessError, StoreConflictError, StoreError, StoreUnavailableError
@@ -166,6 +167,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             issued = authority.issue_cert(host)
             issued.cert_chain_pems[0].write_to_path(folder / f"{name}-{certificate}.pem")
             issued.private_key_pem.write_to_path(folder / f"{name}-{certificate}.key")
+    key = serialization.load_pem_private_key((folder / "ours-client.key").read_bytes(), None)
+    form, encryption = serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"opensesame")
+    (folder / "encrypted.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, encryption))
     return folder
 
 
@@ -237,6 +241,17 @@ async def test_files_that_are_no_certificates(named: Etcd, files: Path, tmp_path
             for call in (store.load("k"), store.save("k", "")):
                 with pytest.raises(StoreAccessError, match="the files of 'tls_ca', 'tls_cert' and 'tls_key' cannot"):
                     await call
+
+
+@pytest.mark.parametrize("scheme", SECURE)
+async def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(
+    named: Etcd, files: Path, scheme: str
+) -> None:
+    parameters = f"tls_ca={files}/ours-ca.pem&tls_cert={files}/ours-client.pem&tls_key={files}/encrypted.key"
+    async with open_store(f"{scheme}://127.0.0.1:{named.port}?{parameters}") as store:
+        for call in (store.load("k"), store.save("k", "")):
+            with pytest.raises(StoreAccessError, match=r"encrypted\.key is encrypted; store it without a password"):
+                await call
 
 
 @pytest.mark.parametrize(("scheme", "secure"), [("etcd", "etcds"), ("etcd+http", "etcd+https")])

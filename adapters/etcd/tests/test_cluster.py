@@ -14,7 +14,7 @@ from dagonizer import open_store
 from dagonizer.errors import StoreConflictError, StoreUnavailableError
 from dagonizer_conformance.proxy import FaultProxy
 from dagonizer_etcd import EtcdConfig
-from dagonizer_etcd._errors import NO_LEADER, Code, Failure
+from dagonizer_etcd._errors import COMPACTED, NO_LEADER, Code, Failure
 from dagonizer_etcd._transport import Cluster, Range, RangeReply, Txn, TxnReply
 from dagonizer_test_servers.etcd import EtcdCluster
 from dagonizer_test_servers.process import free_port
@@ -71,6 +71,7 @@ BROKEN = ("broken", Failure(Code.UNAVAILABLE, "connection reset", "a"))
 TIMED_OUT = ("timed out", Failure(Code.UNAVAILABLE, "etcdserver: request timed out", "a"))
 SILENT = ("silent", 60.0)
 DENIED = ("denied", Failure(Code.PERMISSION_DENIED, "etcdserver: permission denied", "a"))
+GONE = ("gone", Failure(Code.OUT_OF_RANGE, COMPACTED, "a"))
 FULL = ("full", Failure(Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", "a"))
 
 
@@ -127,7 +128,7 @@ async def test_no_other_write_is_repeated_and_the_next_request_goes_elsewhere(fa
     assert (a.calls, b.calls) == (1, 1)
 
 
-@pytest.mark.parametrize("failure", named([DENIED, FULL]))
+@pytest.mark.parametrize("failure", named([DENIED, FULL, GONE]))
 async def test_a_refusal_is_final(failure: Failure) -> None:
     a, b = Endpoint("a", failure, failure), Endpoint("b")
     for call in (cluster(a, b).range(Range(b"k")), cluster(a, b).txn(Txn())):

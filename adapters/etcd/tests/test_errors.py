@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import inspect
 import json
+import socket
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -33,7 +36,7 @@ from dagonizer_test_servers.etcd import Etcd
 from dagonizer_test_servers.process import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from dagonizer_test_servers.shared import Server
 
@@ -241,24 +244,9 @@ async def test_nobody_there(scheme: str) -> None:
                 assert f"at {where}: " in str(caught.value)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", StoreError),
-        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", StoreError),
-        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nnot found", StoreError),
-        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 2\r\n\r\n{}", StoreUnavailableError),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", StoreUnavailableError),
-        (
-            b"HTTP/1.1 301 Moved\r\nLocation: http://nowhere.invalid/\r\nContent-Length: 0\r\n\r\n",
-            StoreUnavailableError,
-        ),
-        (b"\xff" * 100, StoreUnavailableError),
-        (b"", StoreUnavailableError),
-    ],
-)
-async def test_something_else_there(scheme: str, answer: bytes, expected: type[StoreError]) -> None:
+@contextlib.asynccontextmanager
+async def answering(answer: bytes) -> AsyncIterator[int]:
+    """Give the port of a server that says the same to everybody."""
     handlers = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -272,23 +260,81 @@ async def test_something_else_there(scheme: str, answer: bytes, expected: type[S
             await writer.wait_closed()
 
     async with await asyncio.start_server(serve, "127.0.0.1") as server:
-        port = server.sockets[0].getsockname()[1]
-        async with open_store(f"{scheme}://127.0.0.1:{port}?timeout=5") as store:
-            for call in calls(store):
-                with pytest.raises(expected if scheme == "etcd+http" else StoreError):
-                    await call
+        yield server.sockets[0].getsockname()[1]
         await asyncio.gather(*handlers)
 
 
-async def test_what_a_proxy_in_between_says_is_understood() -> None:
-    statuses = {
-        401: StoreAccessError, 403: StoreAccessError, 404: StoreError, 405: StoreError, 407: StoreAccessError,
-        413: StoreLimitError, 501: StoreError, 502: StoreUnavailableError, 503: StoreUnavailableError, 418: StoreUnavailableError,
-    }  # fmt: skip
-    assert set(_gateway._BY_STATUS) <= set(statuses)
-    for status, expected in statuses.items():
-        code = _gateway._BY_STATUS.get(status, Code.UNAVAILABLE)
-        assert Failure(code, "", "h:1").verdict[0] is expected
+def http(status: int, body: bytes = b"", headers: str = "") -> bytes:
+    return f"HTTP/1.1 {status} Said\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (http(400), StoreError),
+        (http(403), StoreError),
+        (http(404, b"not found"), StoreError),
+        (http(502, b"{}"), StoreUnavailableError),
+        (http(200, b"[]"), StoreUnavailableError),
+        (http(200, b'{"other":' + b"[" * 100_000), StoreUnavailableError),
+        (http(301, headers="Location: http://nowhere.invalid/\r\n"), StoreUnavailableError),
+        (b"\xff" * 100, StoreUnavailableError),
+        (b"", StoreUnavailableError),
+    ],
+)
+async def test_something_else_there(scheme: str, answer: bytes, expected: type[StoreError]) -> None:
+    async with answering(answer) as port, open_store(f"{scheme}://127.0.0.1:{port}?timeout=5") as store:
+        for call in calls(store):
+            with pytest.raises(expected if scheme == "etcd+http" else StoreError):
+                await call
+
+
+PROXY = {
+    401: StoreAccessError, 403: StoreAccessError, 404: StoreError, 405: StoreError, 407: StoreAccessError,
+    413: StoreLimitError, 501: StoreError, 502: StoreUnavailableError, 503: StoreUnavailableError, 418: StoreUnavailableError,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", ["", '{"code":STATUS,"message":"no"}', '{"code":0,"message":"no"}', '{"code":"no"}'])
+@pytest.mark.parametrize("status", PROXY)
+async def test_what_a_proxy_in_between_says_is_understood(status: int, body: str) -> None:
+    assert set(_gateway._BY_STATUS) <= set(PROXY)
+    answer = http(status, body.replace("STATUS", str(status)).encode())
+    async with answering(answer) as port, open_store(f"etcd+http://127.0.0.1:{port}?timeout=5") as store:
+        for call in calls(store):
+            with pytest.raises(StoreError) as caught:
+                await call
+            assert type(caught.value) is PROXY[status]
+
+
+async def test_a_connection_that_the_server_has_closed_is_not_used_for_a_save() -> None:
+    saves = 0
+    answer = http(200, b'{"header":{"revision":"1"}}')
+
+    def serve() -> None:
+        nonlocal saves
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                if not connection.recv(65_536):
+                    return
+                saves += 1
+                connection.sendall(answer)
+                time.sleep(0.01)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        server = threading.Thread(target=serve)
+        server.start()
+        async with open_store(f"etcd+http://127.0.0.1:{port}") as store:
+            for _ in range(10):
+                await store.save("k", "v")
+                # The event loop cannot look at its sockets meanwhile.
+                time.sleep(0.05)
+        socket.create_connection(("127.0.0.1", port)).close()
+        server.join()
+    assert saves == 10
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -232,7 +232,6 @@ async def test_a_long_text_is_in_chunks_with_a_header(store: EtcdCheckpointStore
     assert header == {
         "generation": header["generation"],
         "chunks": 6,
-        "bytes": len(LONG.encode()),
         "sha256": hashlib.sha256(LONG.encode()).hexdigest(),
     }
     assert list(found) == [f"chunk/{header['generation']}/{index:08d}" for index in range(6)]
@@ -500,6 +499,8 @@ async def test_a_cancelled_save_in_chunks_comes_to_its_end(store: EtcdCheckpoint
         (lambda header: b"", "its header cannot be read"),
         (lambda header: b"{}", "its header cannot be read"),
         (lambda header: b"\xff", "its header cannot be read"),
+        (lambda header: b'{"generation":"\xff"}', "its header cannot be read"),
+        (lambda header: b'{"other":' + b"[" * 100_000, "its header cannot be read"),
         (lambda header: header.replace(b'"chunks":6', b'"chunks":7'), "chunk 6 of 7 is missing"),
         (lambda header: header.replace(b'"chunks":6', b'"chunks":-1'), "its chunks are not .* differs"),
         (
@@ -663,6 +664,41 @@ async def test_a_timeout_bounds_an_operation() -> None:
                     async with asyncio.timeout(5):
                         with pytest.raises(StoreUnavailableError, match=f"at 127.0.0.1:{port}: "):
                             await call
+
+
+async def test_a_save_that_timed_out_is_taken_back() -> None:
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        text = "x" * 700_000
+
+        def received() -> int:
+            connection, _ = server.accept()
+            count = 0
+            with connection, contextlib.suppress(ConnectionResetError):
+                connection.settimeout(10)
+                while part := connection.recv(1 << 16):
+                    count += len(part)
+            return count
+
+        async with open_store(f"etcd+http://127.0.0.1:{server.getsockname()[1]}?timeout=0.5") as store:
+            with pytest.raises(StoreUnavailableError):
+                await store.save("k", text)
+            # Only now does anybody read.
+            assert await asyncio.to_thread(received) < len(text)
+
+
+async def test_a_host_is_no_kind_of_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    connections = []
+    async with (
+        await asyncio.start_unix_server(lambda *connection: connections.append(connection), "2379"),
+        open_store("etcd://unix:2379?timeout=3") as store,
+    ):
+        with pytest.raises(StoreUnavailableError):
+            await store.load("k")
+    assert connections == []
 
 
 async def test_a_request_larger_than_the_server_takes_is_a_limit(scheme: str, etcd_server: Server, prefix: str) -> None:

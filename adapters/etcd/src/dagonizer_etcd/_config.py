@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 
 # msgspec reads the annotations at run time, so Annotated cannot move under TYPE_CHECKING.
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 SCHEMES = ("etcd", "etcds", "etcd+http", "etcd+https")
 
 _PORT = 2379
+_LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
+_HOST = re.compile(rf"({_LABEL}\.)*{_LABEL}\.?")
 _MAX_PREFIX_BYTES = 1024
 _SMALLEST_CHUNK = 1024
 _LONGEST_CONNECT = 5.0
@@ -58,6 +62,10 @@ class EtcdConfig:
     def __post_init__(self) -> None:
         if not self.hosts:
             raise ValueError("the host is missing")
+        for host in self.hosts:
+            _check_host(host.name)
+        if self.tls_server_name is not None:
+            _check_host(self.tls_server_name)
         object.__setattr__(self, "hosts", tuple(Host(host.name, host.port or _PORT) for host in self.hosts))
         _check_prefix(self.prefix)
         if (self.username is None) != (self.password is None):
@@ -110,6 +118,13 @@ class EtcdConfig:
 def address(host: Host) -> str:
     """Return ``name:port``, with an IPv6 address in brackets."""
     return f"[{host.name}]:{host.port}" if ":" in host.name else f"{host.name}:{host.port}"
+
+
+def _check_host(name: str) -> None:
+    # An address of one link is followed by the name of an interface. One that is none raises a ValueError of its own.
+    rest = IPv6Address(name).scope_id if ":" in name else name
+    if rest is not None and not _HOST.fullmatch(rest):
+        raise ValueError(f"{name!r} is no name or address of a host (if it is not ASCII, write it as xn--…)")
 
 
 def _check_prefix(prefix: str) -> None:

@@ -114,8 +114,8 @@ class Failure(Exception):  # noqa: N818 - internal: what reaches a caller is a S
 
     @property
     def is_unavailability(self) -> bool:
-        """Whether another endpoint, or the same one later, may have an answer."""
-        return self.verdict[0] is StoreUnavailableError
+        """Whether another endpoint, or the same one later, may have an answer; what is compacted no one has."""
+        return self.verdict[0] is StoreUnavailableError and COMPACTED not in self.details
 
     @property
     def wants_token(self) -> bool:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 import msgspec
+from aiohttp.client_proto import ResponseHandler
 from etcd3.aio_client import AioClient  # type: ignore[import-untyped]  # it has no types
 
+from dagonizer.connections import reset
 from dagonizer_etcd._config import address
 from dagonizer_etcd._errors import Code, Failure
-from dagonizer_etcd._transport import Cluster, KeyValue, Put, RangeReply, TxnReply, is_cancelled, tls_context
+from dagonizer_etcd._transport import Cluster, KeyValue, Put, RangeReply, TxnReply, decoded, is_cancelled, tls_context
 
 if TYPE_CHECKING:
     import ssl
@@ -26,7 +29,9 @@ T = TypeVar("T")
 _BAD_REQUEST = 400
 _LARGE = 1 << 20
 _PIECE = 1 << 18
-# What a proxy in between says, which knows nothing of etcd.
+# What a failure may say of itself; a proxy in between has other codes, or none.
+_CODES = frozenset(Code) - {Code.OK}
+# What a proxy says, which knows nothing of etcd.
 _BY_STATUS = {
     401: Code.UNAUTHENTICATED,
     403: Code.PERMISSION_DENIED,
@@ -96,11 +101,26 @@ class _Error(msgspec.Struct):
     message: str
 
 
+class _Handler(ResponseHandler):
+    """A connection that takes back what was not sent yet when it is closed, as it is if a request is given up."""
+
+    def close(self) -> None:
+        if self.transport is not None:
+            reset(self.transport)
+        super().close()
+
+
 class _Client(AioClient):  # type: ignore[misc]  # AioClient has no types
-    """A client whose constructor asks the server nothing.
+    """A client whose constructor asks the server nothing, and which takes back what it gives up.
 
     Its own asks for the version, by a blocking request, to know where the gateway is: under /v3 since etcd 3.4.
     """
+
+    def __init__(self, host: str, port: int, protocol: str) -> None:
+        super().__init__(host, port, protocol)
+        # aiohttp has no other way to say what its connections are made of.
+        connector: Any = self.session.connector
+        connector._factory = partial(_Handler, asyncio.get_running_loop())  # noqa: SLF001
 
     def _retrieve_version(self) -> None:
         pass
@@ -165,6 +185,10 @@ class _GatewayEndpoint:
         return (await self._call("/auth/authenticate", {"name": username, "password": password}, "", _Token)).token
 
     async def _call(self, method: str, body: dict[str, Any], token: str, reply: type[T]) -> T:
+        # The first lets the event loop look at its sockets, the second lets it act on what it saw: so connections that
+        # the server has closed leave the pool before one is taken from it.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         if self._client.session.closed:
             raise Failure(Code.UNAVAILABLE, "the client was closed", self.where, sent=False)
         # A member that has lost its leader then says so, instead of letting the request wait for one.
@@ -185,15 +209,15 @@ class _GatewayEndpoint:
             if is_cancelled():
                 raise
             raise Failure(Code.CANCELLED, "aiohttp gave up the request", self.where) from exc
+        by_status = _BY_STATUS.get(status, Code.UNAVAILABLE)
         try:
             if status < _BAD_REQUEST:
                 # Numbers of 64 bits are strings there.
-                return msgspec.json.decode(content, type=reply, strict=False)
-            error = msgspec.json.decode(content, type=_Error)
+                return decoded(content, reply, strict=False)
+            error = decoded(content, _Error)
         except msgspec.DecodeError as exc:
-            code = _BY_STATUS.get(status, Code.UNAVAILABLE)
-            raise Failure(code, f"HTTP status {status}, and no answer of an etcd gateway", self.where) from exc
-        raise Failure(error.code, error.message, self.where)
+            raise Failure(by_status, f"HTTP status {status}, and no answer of an etcd gateway", self.where) from exc
+        raise Failure(error.code if error.code in _CODES else by_status, error.message, self.where)
 
 
 async def _pieces(data: bytes) -> AsyncIterator[bytes]:

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import grpc  # type: ignore[import-untyped]  # it has no types
 from aetcd import rpc  # type: ignore[import-untyped]  # the same
@@ -162,9 +163,11 @@ def _operation(change: Put | Delete) -> Any:  # noqa: ANN401 - the same
 def _open(
     where: str, options: list[tuple[str, str | int]], credentials: grpc.ChannelCredentials | None
 ) -> grpc.aio.Channel:
+    # Else "unix" and other names would not be taken for those of hosts.
+    target = "dns:///" + quote(where, safe="[]:")
     if credentials is None:
-        return grpc.aio.insecure_channel(where, options)
-    return grpc.aio.secure_channel(where, credentials, options)
+        return grpc.aio.insecure_channel(target, options)
+    return grpc.aio.secure_channel(target, credentials, options)
 
 
 def _options(config: EtcdConfig) -> list[tuple[str, str | int]]:

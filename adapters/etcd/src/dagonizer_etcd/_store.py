@@ -31,7 +31,7 @@ from dagonizer.errors import StoreConflictError, StoreCorruptedError, StoreUnava
 from dagonizer.keys import key_bytes, prefix_bytes, value_bytes, value_text
 from dagonizer_etcd._config import EtcdConfig
 from dagonizer_etcd._errors import COMPACTED, Failure, translated
-from dagonizer_etcd._transport import Cluster, Condition, Delete, KeyValue, Put, Range, Txn
+from dagonizer_etcd._transport import Cluster, Condition, Delete, KeyValue, Put, Range, Txn, decoded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -60,7 +60,6 @@ class _Header(msgspec.Struct, frozen=True):
 
     generation: str
     chunks: int
-    bytes: int
     sha256: str
 
 
@@ -295,7 +294,7 @@ class EtcdCheckpointStore:
                 yield put(index, part)
 
         await _all_of(puts())
-        return _Header(attempt.generation.decode(), count, len(value), digest.hexdigest())
+        return _Header(attempt.generation.decode(), count, digest.hexdigest())
 
     async def _expect_alive(self, cluster: Cluster, attempt: _Attempt) -> None:
         writer = self._names.writer(attempt.generation)
@@ -386,7 +385,7 @@ def _end(prefix: bytes) -> bytes:
 
 
 def _header(entry: KeyValue) -> _Header:
-    return msgspec.json.decode(entry.value[len(_HEADER) :], type=_Header)
+    return decoded(entry.value[len(_HEADER) :], _Header)
 
 
 async def _all_of(calls: Iterator[Awaitable[None]]) -> None:

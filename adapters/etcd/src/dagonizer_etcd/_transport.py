@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, Protocol, TypeVar
+
+import msgspec
 
 from dagonizer_etcd._errors import AUTH_DISABLED, Code, Failure
 
@@ -202,12 +204,26 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def decoded(content: bytes, of: type[T], *, strict: bool = True) -> T:
+    """Return what ``content`` says in JSON. Raises ``msgspec.DecodeError``, whatever is wrong with it."""
+    try:
+        return msgspec.json.decode(content, type=of, strict=strict)
+    except (RecursionError, UnicodeDecodeError) as exc:
+        # Nested too deeply, or no UTF-8 within a string.
+        raise msgspec.DecodeError(str(exc)) from exc
+
+
 def tls_context(config: EtcdConfig) -> ssl.SSLContext:
     """Return what the files that ``config`` names are good for. Raises ``Failure`` if one cannot be read or used."""
+
+    def refuse() -> NoReturn:
+        # Or OpenSSL would ask for the password at the terminal, and wait.
+        raise OSError(f"the key in {config.tls_key} is encrypted; store it without a password")
+
     try:
         context = ssl.create_default_context(cafile=config.tls_ca)
         if config.tls_cert is not None:
-            context.load_cert_chain(config.tls_cert, config.tls_key)
+            context.load_cert_chain(config.tls_cert, config.tls_key, refuse)
     except OSError as exc:
         message = f"the files of 'tls_ca', 'tls_cert' and 'tls_key' cannot be used: {exc}"
         raise Failure(Code.UNAUTHENTICATED, message, config.where) from exc

@@ -310,7 +310,7 @@ async def test_what_a_proxy_in_between_says_is_understood(status: int, body: str
 
 async def test_a_connection_that_the_server_has_closed_is_not_used_for_a_save() -> None:
     saves = 0
-    answer = http(200, b'{"header":{"revision":"1"}}')
+    answer = http(200, b'{"header":{"revision":"1"},"succeeded":true}')
 
     def serve() -> None:
         nonlocal saves

@@ -287,6 +287,37 @@ async def test_a_small_save_is_one_request(store: EtcdCheckpointStore, meddler: 
     assert len(meddler.requests) == 7
 
 
+@pytest.mark.parametrize("before", [None, "before", LONG])
+@pytest.mark.parametrize("change", ["save", "delete"])
+async def test_a_change_that_was_given_up_and_comes_late_undoes_nothing(
+    store: EtcdCheckpointStore, meddler: Meddler, before: str | None, change: str
+) -> None:
+    if before is not None:
+        await store.save("k", before)
+
+    def give_up() -> None:
+        raise TimeoutError
+
+    meddler.before = meddler.once(lambda request: isinstance(request, Txn), give_up)
+    with pytest.raises(StoreUnavailableError):
+        await (store.save("k", "given up") if change == "save" else store.delete("k"))
+    late = meddler.requests[-1]
+    await store.save("k", "later")
+    await store._connections.read(lambda cluster: cluster.txn(late))
+    assert await store.load("k") == "later"
+
+
+async def test_only_so_many_revisions_are_remembered(
+    store: EtcdCheckpointStore, meddler: Meddler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dagonizer_etcd._store._REMEMBERED", 2)
+    for key in ("a", "b", "c", "a"):
+        await store.save(key, key)
+        assert len(store._revisions) <= 2
+    assert len(meddler.requests) == 6, "one that was forgotten is looked up"
+    assert [await store.load(key) for key in "abc"] == ["a", "b", "c"]
+
+
 async def test_writers_that_meet_leave_one_whole_text(store: EtcdCheckpointStore, raw: Raw) -> None:
     texts = [*(f"{number}{LONG}" for number in range(8)), *"abcd"]
     for _ in range(5):

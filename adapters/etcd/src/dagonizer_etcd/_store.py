@@ -49,6 +49,8 @@ _HEADER = b"\0dagonizer-etcd/1 "
 _PAGE = 1000
 _IN_FLIGHT = 4
 _AT_ONCE = 100
+# Entries whose revision is remembered, so that a save of theirs is one request.
+_REMEMBERED = 10_000
 _LOADS = 3
 # A writer's lease lasts as long as its save may, and this, for the clocks of two machines need not run alike.
 _LEASE_RESERVE = 10
@@ -119,6 +121,7 @@ class EtcdCheckpointStore:
         self._config = config or EtcdConfig()
         self._where = self._config.where
         self._names = _Names(self._config.prefix)
+        self._revisions: dict[str, int] = {}
         self._connections: Connections[Cluster] = Connections(
             _connector(self._config, client), timeout=self._config.timeout, owner=type(self)
         )
@@ -200,19 +203,17 @@ class EtcdCheckpointStore:
 
     async def _change(self, cluster: Cluster, *, change: Put | Delete, key: str, expected: int | None) -> int:
         """Make ``change``, to an entry, and return the revision of it."""
-        entry = change.key
-        # One request will do for an entry that has no chunks.
-        if expected is None:
-            in_chunks = Condition(entry, "VALUE", "GREATER", b""), Condition(entry, "VALUE", "LESS", b"\1")
-            reply = await cluster.txn(Txn(in_chunks, otherwise=(change,)))
-            done = not reply.succeeded
-        else:
-            as_expected = [Condition(entry, "MOD", "EQUAL", expected)]
-            if expected:
-                as_expected.append(Condition(entry, "VALUE", "GREATER", b"\0\xff"))
-            reply = await cluster.txn(Txn(tuple(as_expected), then=(change,)))
-            done = reply.succeeded
-        return reply.revision if done else await self._replace(cluster, change, key=key, expected=expected)
+        # Always a comparison, for a change that was given up may come late, and must not undo a later one. One request
+        # will do for an entry without chunks that nobody else has changed since this store last saw it.
+        seen = self._revisions.get(key, 0) if expected is None else expected
+        conditions = [Condition(change.key, "MOD", "EQUAL", seen)]
+        if seen:
+            conditions.append(Condition(change.key, "VALUE", "GREATER", b"\0\xff"))
+        reply = await cluster.txn(Txn(tuple(conditions), then=(change,)))
+        if not reply.succeeded:
+            return await self._replace(cluster, change, key=key, expected=expected)
+        self._remember(key, reply.revision if isinstance(change, Put) else 0)
+        return reply.revision
 
     async def _replace(
         self, cluster: Cluster, change: Put | Delete, *, key: str, expected: int | None, attempt: _Attempt | None = None
@@ -227,9 +228,16 @@ class EtcdCheckpointStore:
                 changes += self._without_marks(attempt)
             reply = await cluster.txn(Txn(tuple(conditions), tuple(changes)))
             if reply.succeeded:
+                self._remember(key, reply.revision if isinstance(change, Put) else 0)
                 return reply.revision
             if attempt is not None:
                 await self._expect_alive(cluster, attempt)
+
+    def _remember(self, key: str, revision: int) -> None:
+        """Remember in which revision the entry was changed last, 0 if it is absent."""
+        if len(self._revisions) >= _REMEMBERED:
+            self._revisions.clear()
+        self._revisions[key] = revision
 
     async def _present(self, cluster: Cluster, entry: bytes, *, key: str, expected: int | None) -> KeyValue:
         """Return the entry, with revision 0 if it is absent. Raises ``StoreConflictError`` unless it is as expected."""
@@ -314,6 +322,7 @@ class EtcdCheckpointStore:
 
     async def _load(self, cluster: Cluster, *, key: str, entry: bytes, attempts: int = _LOADS) -> VersionedJson | None:
         reply = await cluster.range(Range(entry))
+        self._remember(key, reply.found[0].revision if reply.found else 0)
         if not reply.found:
             return None
         (found,) = reply.found

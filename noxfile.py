@@ -86,7 +86,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def conformance(session: nox.Session) -> None:
     """Test the kit against its mutants, then every adapter on a real server; the table is in conformance-report/."""
-    _install(session, "servers")
+    _install(session, "test")
     session.run("dagonizer-conformance", "mutants")
     folder = Path("conformance-report")
     shutil.rmtree(folder, ignore_errors=True)

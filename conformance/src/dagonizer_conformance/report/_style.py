@@ -161,7 +161,7 @@ header + .compared { margin-top: 2rem; }
 .compared th, .compared td { position: static; width: auto; height: auto; overflow: visible; clip-path: none;
   padding: .5rem .75rem; border-top: 1px solid var(--line); text-align: left; vertical-align: top; font-size: .875rem;
   font-weight: 400; white-space: normal; }
-.compared thead th { border-top: 0; font-weight: 650; white-space: nowrap; }
+.compared thead th { border-top: 0; font-weight: 650; }
 .compared th:first-child { width: 36%; padding-left: 1.375rem; }
 .compared td, .compared td:last-child { color: var(--colour); }
 .compared td .quiet, .compared td.quiet, .compared td.quiet:last-child { color: var(--quiet); font-size: .8125rem; }

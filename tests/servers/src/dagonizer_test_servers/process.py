@@ -121,12 +121,3 @@ def answers(port: int) -> bool:
     """Return whether somebody listens on ``port`` of the loopback address."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_for_port(port: int) -> None:
-    """Return once somebody listens on ``port``. Raises ``TimeoutError``."""
-    deadline = time.monotonic() + _PATIENCE
-    while not answers(port):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"nobody listens on port {port}")
-        time.sleep(_PAUSE)

@@ -339,7 +339,8 @@ async def test_a_connection_that_the_server_has_closed_is_not_used_for_a_save() 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 async def test_a_server_that_is_full(scheme: str) -> None:
-    with Etcd("--quota-backend-bytes=2097152") as server:
+    # It knows its size by what it has committed.
+    with Etcd("--quota-backend-bytes=2097152", "--backend-batch-limit=1") as server:
         async with open_store(f"{server.url.replace('etcd', scheme, 1)}?chunk_bytes=262144") as store:
 
             async def fill() -> None:

@@ -185,8 +185,9 @@ def lost(history: Sequence[Call]) -> list[str]:
     for call in history:
         if call.name != "load" or not call.acknowledged or call.damage:
             continue
-        before = [n for n, write in enumerate(writes) if write.acknowledged and (write.ended or 0) < call.started]
-        allowed = [write.value for write in writes[before[-1] :]] if before else [None, *(w.value for w in writes)]
+        begun = [write for write in writes if write.started < call.ended]
+        past = [n for n, write in enumerate(begun) if write.acknowledged and write.ended < call.started]
+        allowed = [write.value for write in begun[past[-1] :]] if past else [None, *(write.value for write in begun)]
         if call.value not in allowed:
             described.append(
                 f"{call.client} found {call.value} under {call.key!r}, where {allowed[0]} was acknowledged"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -42,7 +41,7 @@ class Row:
     longest_wait: float
     lost: int = 0
     torn: int = 0
-    errors: Mapping[str, int] = field(default_factory=Counter)
+    errors: Mapping[str, int] = field(default_factory=dict)
     notes: str = ""
 
     @classmethod
@@ -56,7 +55,7 @@ class Row:
             longest_wait=judgement.longest_wait,
             lost=len(judgement.lost) + len(judgement.impossible),
             torn=len(judgement.torn),
-            errors=judgement.errors,
+            errors=dict(judgement.errors),
             notes=notes,
         )
 

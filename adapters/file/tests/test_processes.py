@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -136,15 +138,107 @@ def test_a_killed_save_leaves_the_old_or_the_new_text_and_its_leftover_is_swept(
             break
     assert leftovers, "no child was killed in the middle of a save"
 
-    asyncio.run(FileCheckpointStore(tmp_path).save("k", "young leftovers stay: their save may be running"))
-    assert list(tmp_path.glob(".*.tmp")) == leftovers
     foreign = tmp_path / ".foreign.tmp"
     foreign.write_text("")
-    long_ago = time.time() - 7200
-    for path in (*leftovers, foreign):
-        os.utime(path, (long_ago, long_ago))
     asyncio.run(FileCheckpointStore(tmp_path).save("k", "v"))
     assert list(tmp_path.glob(".*.tmp")) == [foreign]
+
+
+SAVE_ONCE = """
+import asyncio, os, sys
+from dagonizer_file import FileCheckpointStore
+
+real = os.fsync
+
+def paused(fd):
+    os.fsync = real
+    print("written", flush=True)
+    sys.stdin.readline()
+    real(fd)
+
+os.fsync = paused
+asyncio.run(FileCheckpointStore(sys.argv[1]).save("k", "late"))
+"""
+
+
+def test_the_file_of_a_save_that_is_paused_is_never_taken(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SAVE_ONCE, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=_environment(),
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            assert child.stdout.readline() == b"written\n"
+            child.send_signal(signal.SIGSTOP)
+            (temp,) = tmp_path.glob(".*.tmp")
+            long_ago = time.time() - 7200
+            os.utime(temp, (long_ago, long_ago))
+            for _ in range(3):
+                asyncio.run(FileCheckpointStore(tmp_path).save("k", "early"))
+                assert list(tmp_path.glob(".*.tmp")) == [temp]
+            child.send_signal(signal.SIGCONT)
+            child.communicate(b"\n", timeout=60)
+            assert child.returncode == 0
+        finally:
+            child.kill()
+    assert asyncio.run(FileCheckpointStore(tmp_path).load("k")) == "late"
+    assert list(tmp_path.glob(".*.tmp")) == []
+
+
+SWEEP = """
+import asyncio, sys
+from pathlib import Path
+from dagonizer_file import FileCheckpointStore, FileConfig
+
+async def main():
+    for n in range(300):
+        # A new store sweeps.
+        await FileCheckpointStore(FileConfig(root=Path(sys.argv[1]), fsync=False)).save(f"k{n % 3}", "v")
+
+asyncio.run(main())
+"""
+
+
+def test_four_processes_that_sweep_all_the_time_take_no_file_of_each_other(tmp_path: Path) -> None:
+    root = tmp_path / "new"
+    children = [subprocess.Popen([sys.executable, "-c", SWEEP, str(root)], env=_environment()) for _ in range(4)]
+    assert [child.wait(60) for child in children] == [0, 0, 0, 0]
+    assert len(list(root.glob("ckpt-*"))) == 3
+    assert list(root.glob(".*.tmp")) == []
+
+
+def test_where_files_cannot_be_locked_a_leftover_goes_by_its_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fcntl.flock
+
+    def flock(fd: int, operation: int) -> None:
+        if not os.path.samestat(os.fstat(fd), (tmp_path / ".lock").stat()):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        real(fd, operation)
+
+    asyncio.run(FileCheckpointStore(tmp_path).save("k", "v"))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    young, old = (tmp_path / f".{'0' * 64}.{n:016x}.tmp" for n in range(2))
+    for path, age in ((young, 3000), (old, 4000)):
+        path.write_text("")
+        os.utime(path, (time.time() - age, time.time() - age))
+    asyncio.run(FileCheckpointStore(tmp_path).save("k", "w"))
+    assert list(tmp_path.glob(".*.tmp")) == [young]
+
+
+def test_what_is_no_file_of_ours_is_never_swept(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("not ours")
+    link, directory, pipe = (tmp_path / f".{'0' * 64}.{n:016x}.tmp" for n in range(3))
+    link.symlink_to("target")
+    directory.mkdir()
+    os.mkfifo(pipe)
+    asyncio.run(FileCheckpointStore(tmp_path).save("k", "v"))
+    assert sorted(tmp_path.glob(".*.tmp")) == [link, directory, pipe]
+    assert (tmp_path / "target").read_text() == "not ours"
 
 
 COUNT = """

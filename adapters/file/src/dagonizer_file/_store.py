@@ -1,7 +1,8 @@
 """The store: a directory, one file a key.
 
 A file holds one line of JSON that says whose value it is, and then the value's UTF-8 bytes, untouched. Writers put a
-new file beside the old one and rename it over, under one lock of the directory; readers need no lock.
+new file beside the old one and rename it over, under one lock of the directory; readers need no lock. The new file is
+itself locked for as long as its save goes on, so that a later save can tell, and remove, those of processes that died.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import os
 import re
 import secrets
 import stat
+import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from errno import ENOTDIR
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,6 +36,9 @@ from dagonizer.keys import key_bytes, prefix_bytes, value_bytes, value_text
 from dagonizer_file._config import FileConfig
 from dagonizer_file._errors import translated
 
+if sys.platform != "win32":
+    import fcntl
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from io import BufferedReader
@@ -50,8 +55,10 @@ _SLUG_CHARACTERS = 40
 _MAX_HEADER_BYTES = 8192
 _PAGE = 256
 
-_LEFTOVER_AGE = 3600.0
+# A store's first save sweeps, and then one an hour: it looks at every name in the directory.
 _SWEEP_INTERVAL = 3600.0
+# Where files cannot be locked, a save is taken for dead once its file is so old.
+_LEFTOVER_AGE = 3600.0
 
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -205,25 +212,13 @@ class FileCheckpointStore:
         value = value_bytes(json)
         header = _Header("dagonizer-file/1", key, secrets.token_hex(16), hashlib.sha256(value).hexdigest())
         path = self._root / name
-        temp = self._root / f".{name.split('.')[1]}.{secrets.token_hex(8)}.tmp"
         with translated(f"save {name}", self._root):
-            fd = self._create(temp)
-            try:
-                with os.fdopen(fd, "wb", buffering=0) as file:
-                    for part in (msgspec.json.encode(header) + b"\n", value):
-                        _write(file.fileno(), part)
-                    if self._config.fsync:
-                        os.fsync(file.fileno())
-                    written = os.fstat(file.fileno()).st_mtime
-                self._sweep(written)
-                with self._locked(permit):
-                    compare(path)
-                    permit.use(lambda: temp.replace(path))
-            except BaseException:
-                # Also gone when the sweep of another store took it; the first error is the one to tell.
-                with suppress(OSError):
-                    temp.unlink()
-                raise
+            with (
+                self._written(name, msgspec.json.encode(header) + b"\n", value) as temp,
+                self._locked(permit),
+            ):
+                compare(path)
+                permit.use(lambda: temp.replace(path))
             self._sync_directory(self._root)
         return header.revision
 
@@ -266,7 +261,43 @@ class FileCheckpointStore:
             headers = [_read_header(self._root / name) for name in names]
         return [header.key for header in headers if header is not None]
 
-    def _create(self, temp: Path) -> int:
+    @contextmanager
+    def _written(self, name: str, *parts: bytes) -> Iterator[Path]:
+        """Yield a new file with ``parts``, which no sweep takes before the block ends, and which it renames.
+
+        If the block fails, the file is removed.
+        """
+        temp, fd = self._create(name)
+        with ExitStack() as claim:
+            try:
+                with os.fdopen(fd, "wb", buffering=0):
+                    if sys.platform != "win32":
+                        # It keeps the lock although the file is closed before it is renamed, as NFS needs in order to
+                        # show others all of it, and Windows in any case.
+                        claim.callback(os.close, os.dup(fd))
+                    self._sweep(temp)
+                    for part in parts:
+                        _write(fd, part)
+                    if self._config.fsync:
+                        os.fsync(fd)
+                yield temp
+            except BaseException:
+                # Also gone when the sweep of another store took it; the first error is the one to tell.
+                with suppress(OSError):
+                    temp.unlink()
+                raise
+
+    def _create(self, name: str) -> tuple[Path, int]:
+        while True:
+            temp = self._root / f".{name.split('.')[1]}.{secrets.token_hex(8)}.tmp"
+            fd = self._open_new(temp)
+            # A sweep may have come before the lock.
+            if _lock(fd) is not False and os.path.lexists(temp):
+                return temp, fd
+            os.close(fd)
+            temp.unlink(missing_ok=True)
+
+    def _open_new(self, temp: Path) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
         try:
             return os.open(temp, flags, 0o600)
@@ -318,17 +349,18 @@ class FileCheckpointStore:
         finally:
             os.close(fd)
 
-    def _sweep(self, now: float) -> None:
-        """Remove the temporary files of saves that died. ``now`` is by the clock of the file system."""
+    def _sweep(self, mine: Path) -> None:
+        """Remove the temporary files of saves that died. ``mine`` is a new one, and knows the file system's time."""
         if time.monotonic() < self._next_sweep:
             return
         self._next_sweep = time.monotonic() + _SWEEP_INTERVAL
-        for leftover in self._root.iterdir():
-            if _TEMP_NAME.fullmatch(leftover.name):
-                # Its own save or another sweep was quicker, or it is another user's: no reason to fail this save.
-                with suppress(FileNotFoundError, PermissionError):
-                    if now - leftover.lstat().st_mtime > _LEFTOVER_AGE:
-                        leftover.unlink()
+        now = mine.lstat().st_mtime
+        with os.scandir(self._root) as entries:
+            for entry in entries:
+                if _TEMP_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    # Its own save or another sweep was quicker, or it is another user's: no reason to fail this save.
+                    with suppress(FileNotFoundError, PermissionError):
+                        _remove_if_dead(Path(entry.path), now)
 
 
 def _entry_name(key: str) -> str:
@@ -340,6 +372,34 @@ def _entry_name(key: str) -> str:
 
 def _open(path: Path) -> BufferedReader:
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | _FLAGS))
+
+
+def _lock(fd: int) -> bool | None:
+    """Lock an open file until all its descriptors are closed; return whether nobody else has, or None if nobody can."""
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _remove_if_dead(temp: Path, now: float) -> None:
+    if sys.platform == "win32":
+        if now - temp.lstat().st_mtime > _LEFTOVER_AGE:
+            temp.unlink()
+        return
+    # For writing, without which NFS gives no exclusive lock.
+    fd = os.open(temp, os.O_WRONLY | _FLAGS)
+    try:
+        locked = _lock(fd)
+        if locked or (locked is None and now - os.fstat(fd).st_mtime > _LEFTOVER_AGE):
+            temp.unlink()
+    finally:
+        os.close(fd)
 
 
 def _write(fd: int, data: bytes) -> None:

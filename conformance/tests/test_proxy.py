@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import struct
@@ -317,6 +318,64 @@ async def test_a_client_in_a_black_hole_does_not_learn_that_the_backend_has_gone
 
 
 @proxy_test
+async def test_half_open_connections_are_silent_for_ever_and_new_ones_are_not():
+    async with proxied() as (proxy, backend):
+        silent = [await Client.connect(proxy) for _ in range(4)]
+        for client in silent:
+            await client.ask(b"one\n")
+        await proxy.half_open()
+        broken, ended, *_ = backend.writers
+        sock = broken.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        broken.transport.abort()
+        ended.close()
+        backend.writers[2].write(b"lost too")
+        silent[3].send(b"lost\n")
+        reads = [asyncio.create_task(client.reader.read()) for client in silent]
+        for mode in (proxy.half_open, proxy.pass_through, proxy.black_hole, proxy.pass_through):
+            await mode()
+            new = await Client.connect(proxy)
+            if mode != proxy.black_hole:
+                assert await new.ask(b"two\n") == b"two\n"
+            await new.close()
+            done, _ = await asyncio.wait(reads, timeout=0.05)
+            assert not done
+        await until(lambda: proxy.connections == len(silent))
+        assert b"lost" not in backend.received
+        for client in silent:
+            await client.close()
+        await until(lambda: proxy.connections == 0)
+        await backend.until_left()
+
+
+@proxy_test
+async def test_what_is_held_falls_silent_with_its_connection():
+    async with proxied() as (proxy, backend):
+        client = await Client.connect(proxy)
+        await client.ask(b"one\n")
+        await proxy.delay(3600)
+        client.send(b"lost\n")
+        await asyncio.sleep(0.1)
+        await proxy.half_open()
+        other = await Client.connect(proxy)
+        assert await other.ask(b"two\n") == b"two\n"
+        assert backend.received == b"one\ntwo\n"
+        for each in (client, other):
+            await each.close()
+
+
+@proxy_test
+async def test_half_open_connections_are_reset_like_others():
+    async with proxied() as (proxy, _):
+        client = await Client.connect(proxy)
+        await client.ask(b"one\n")
+        await proxy.half_open()
+        await proxy.reset()
+        await client.until_reset()
+        await client.close()
+
+
+@proxy_test
 async def test_reset_ends_open_connections_only():
     async with proxied() as (proxy, backend):
         clients = [await Client.connect(proxy) for _ in range(3)]
@@ -342,6 +401,65 @@ async def test_delay_holds_both_directions():
         begin = time.monotonic()
         assert await client.ask(b"one\n") == b"one\n"
         assert 0.2 <= time.monotonic() - begin < 1
+        await client.close()
+
+
+@proxy_test
+async def test_a_delay_without_end_holds_back_the_sender():
+    async with proxied() as (proxy, backend):
+        client = await Client.connect(proxy)
+        await proxy.delay(math.inf)
+        sent = b"x" * (1 << 24) + b"\n"
+        client.send(sent)
+        await asyncio.sleep(0.1)
+        assert client.writer.transport.get_write_buffer_size()
+        assert not backend.received
+        await proxy.pass_through()
+        await backend.until_received(sent)
+        await client.close()
+
+
+@proxy_test
+async def test_drip_passes_so_many_bytes_a_second_in_both_directions():
+    async with proxied() as (proxy, backend):
+        client = await Client.connect(proxy)
+        await client.ask(b"one\n")
+        await proxy.drip(200)
+        begin = time.monotonic()
+        client.send(bytes(40))
+        await backend.until_received(b"one\n" + bytes(40))
+        assert 0.2 <= time.monotonic() - begin < 2
+        begin = time.monotonic()
+        backend.writers[0].write(bytes(40))
+        assert await client.reader.readexactly(40) == bytes(40)
+        assert 0.2 <= time.monotonic() - begin < 2
+        await client.close()
+
+
+@proxy_test
+async def test_what_has_not_dripped_yet_goes_when_the_drip_is_lifted():
+    async with proxied() as (proxy, backend):
+        client = await Client.connect(proxy)
+        await proxy.drip(0.01)
+        client.send(b"one\n")
+        await asyncio.sleep(0.1)
+        assert not backend.received
+        await proxy.pass_through()
+        assert await client.reader.readexactly(4) == b"one\n"
+        await client.close()
+
+
+@proxy_test
+async def test_what_has_not_dripped_yet_falls_into_a_black_hole():
+    async with proxied() as (proxy, backend):
+        client = await Client.connect(proxy)
+        await proxy.drip(0.01)
+        client.send(b"lost\n")
+        await asyncio.sleep(0.1)
+        await proxy.black_hole()
+        await proxy.pass_through()
+        assert await client.ask(b"one\n") == b"one\n"
+        assert backend.received == b"one\n"
         await client.close()
 
 
@@ -460,6 +578,8 @@ async def test_bad_arguments_are_rejected():
         for call in (proxy.delay, proxy.cut_reply, proxy.cut_request):
             with pytest.raises(ValueError, match="must not be negative, not -1"):
                 await call(-1)
+        with pytest.raises(ValueError, match="must be positive, not 0"):
+            await proxy.drip(0)
 
 
 @proxy_test
@@ -502,7 +622,7 @@ async def test_it_says_when_it_is_not_running_and_can_start_again():
             await proxy.reset()
 
 
-@pytest.mark.parametrize("mode", ["pass_through", "black_hole", "refuse", "delay"])
+@pytest.mark.parametrize("mode", ["pass_through", "black_hole", "half_open", "refuse", "delay", "drip"])
 def test_stop_is_quick_and_resets_stuck_connections(mode):
     async def main():
         stuck = socket.create_server(("127.0.0.1", 0))
@@ -514,7 +634,7 @@ def test_stop_is_quick_and_resets_stuck_connections(mode):
             with contextlib.suppress(BlockingIOError):
                 while True:
                     client.send(bytes(1 << 20))
-        await (proxy.delay(3600) if mode == "delay" else getattr(proxy, mode)())
+        await getattr(proxy, mode)(*{"delay": [3600], "drip": [1]}.get(mode, ()))
         begin = time.monotonic()
         await proxy.stop()
         assert time.monotonic() - begin < 1

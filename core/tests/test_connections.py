@@ -6,7 +6,8 @@ import asyncio
 import gc
 import select
 import threading
-from contextlib import asynccontextmanager
+import weakref
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -35,8 +36,8 @@ class Server:
             await asyncio.sleep(0)
             self.closed += 1
 
-    def connections(self, timeout: float = 5) -> Connections[int]:
-        return Connections(self.connect, timeout=timeout, owner=Server)
+    def connections(self, timeout: float = 5, **options) -> Connections[int]:
+        return Connections(self.connect, timeout=timeout, owner=Server, **options)
 
 
 async def identity(connection: int) -> int:
@@ -159,6 +160,86 @@ async def test_every_operation_is_bounded_and_so_is_closing():
     assert server.closed == 1
     leave.set()
     await asyncio.wait({stuck})
+
+
+async def test_a_connection_is_distrusted_after_an_operation_that_took_too_long_and_no_other():
+    server = Server()
+    distrusted: list[int] = []
+
+    async def distrust(connection: int) -> None:
+        distrusted.append(connection)
+
+    async def never(_connection: int) -> None:
+        await asyncio.Event().wait()
+
+    async def broken(_connection: int) -> None:
+        raise ConnectionResetError
+
+    connections = server.connections(timeout=0.01, distrust=distrust)
+    await connections.read(identity)
+    await connections.write("key", identity)
+    for operate in (connections.read, lambda operation: connections.write("key", operation)):
+        with pytest.raises(ConnectionResetError):
+            await operate(broken)
+        assert not distrusted
+        with pytest.raises(TimeoutError):
+            await operate(never)
+        assert distrusted == [1]
+        distrusted.clear()
+    patient = server.connections(distrust=distrust)
+    cancelled = asyncio.create_task(patient.read(never))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.wait({cancelled})
+    assert not distrusted
+    for each in (connections, patient):
+        await each.aclose()
+
+
+async def test_an_operation_that_has_failed_is_gone_with_its_error():
+    class Used:
+        pass
+
+    def operation(until: asyncio.Event):
+        used = Used()
+        uses.add(used)
+
+        async def use(_connection: int) -> None:
+            await until.wait()
+            raise ConnectionResetError(used)
+
+        return use
+
+    uses: weakref.WeakSet[Used] = weakref.WeakSet()
+    connections = Server().connections(timeout=0.01)
+    now, never = asyncio.Event(), asyncio.Event()
+    now.set()
+    gc.collect()
+    gc.disable()
+    try:
+        for until, error in ((now, ConnectionResetError), (never, TimeoutError)):
+            for operate in (connections.read, lambda operation: connections.write("key", operation)):
+                # Not by pytest.raises, which keeps what was raised.
+                with suppress(error):
+                    await operate(operation(until))
+                # The event loop has the step that has ended it, until the next one.
+                await asyncio.sleep(0)
+                assert not uses
+    finally:
+        gc.enable()
+    await connections.aclose()
+
+
+async def test_what_is_not_connected_yet_is_not_distrusted():
+    @asynccontextmanager
+    async def connect():
+        await asyncio.Event().wait()
+        yield
+
+    connections: Connections[None] = Connections(connect, timeout=0.01, owner=Server, distrust=identity)
+    with pytest.raises(TimeoutError):
+        await connections.read(identity)
+    await connections.aclose()
 
 
 async def test_a_cancelled_read_is_cancelled():

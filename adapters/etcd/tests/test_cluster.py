@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ class Endpoint:
         self.where = where
         self.failures = list(failures)
         self.calls = 0
+        self.distrusted = 0
 
     async def answer(self) -> None:
         self.calls += 1
@@ -63,6 +65,9 @@ class Endpoint:
 
     async def authenticate(self, username: str, password: str) -> str:
         return "token"
+
+    async def distrust(self, seconds: float) -> None:
+        self.distrusted += 1
 
 
 REFUSED = ("refused", Failure(Code.UNAVAILABLE, "connection refused", "a", sent=False))
@@ -281,6 +286,71 @@ async def test_a_host_that_has_hung_is_noticed_by_keepalive(etcd_server: Server)
             assert time.monotonic() - began < 10
             await proxy.pass_through()
             assert await until_done(lambda: store.load("k")) is None
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_idle_connections_that_have_gone_silent_cost_one_operation(etcd_server: Server, scheme: str) -> None:
+    host, port = etcd_server.url.removeprefix("etcd://").split(":")
+    async with (
+        FaultProxy(host, int(port)) as proxy,
+        opened(f"etcd://127.0.0.1:{proxy.port}", scheme, "timeout=1") as store,
+    ):
+        await store.save("k", "v")
+        for call in (store.load("k"), store.save("other", "v"), store.delete("other")):
+            await asyncio.gather(*(store.load("k") for _ in range(5)))
+            await proxy.half_open()
+            with pytest.raises(StoreUnavailableError, match="no answer"):
+                await call
+            assert await asyncio.gather(*(store.load("k") for _ in range(5))) == ["v"] * 5
+        await store.delete("k")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_a_call_too_slow_for_its_timeout_ends_no_other(etcd_server: Server, scheme: str) -> None:
+    host, port = etcd_server.url.removeprefix("etcd://").split(":")
+    async with (
+        FaultProxy(host, int(port)) as proxy,
+        opened(f"etcd://127.0.0.1:{proxy.port}", scheme, "timeout=1") as store,
+    ):
+        await store.save("k", "v")
+        accepted = proxy.accepted
+        slow = asyncio.create_task(store._connections.read(lambda _: asyncio.sleep(60)))
+        while not slow.done():
+            assert await store.load("k") == "v"
+        with pytest.raises(TimeoutError):
+            await slow
+        assert await store.load("k") == "v"
+        assert proxy.accepted == accepted
+        await store.delete("k")
+
+
+async def test_a_host_that_does_not_answer_in_its_share_is_distrusted() -> None:
+    a, b = Endpoint("a", 60.0), Endpoint("b")
+    await cluster(a, b, timeout=0.3).range(Range(b"k"))
+    assert (a.distrusted, b.distrusted) == (1, 0)
+
+
+async def test_a_closed_store_has_no_connection_although_calls_have_failed(etcd_server: Server) -> None:
+    host, port = etcd_server.url.removeprefix("etcd://").split(":")
+    gc.collect()
+    gc.disable()
+    try:
+        async with FaultProxy(host, int(port)) as proxy:
+            async with opened(f"etcd://127.0.0.1:{proxy.port}", "etcd", "timeout=0.5") as store:
+                await store.save("k", "v")
+                await proxy.cut_reply(0)
+                with pytest.raises(StoreUnavailableError):
+                    await store.save("k", "v")
+                await until_done(lambda: store.load("k"))
+                await proxy.half_open()
+                with pytest.raises(StoreUnavailableError):
+                    await store.save("k", "v")
+                await store.delete("k")
+            async with asyncio.timeout(5):
+                while proxy.connections:
+                    await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 async def test_a_connection_that_lost_its_step_is_left(etcd_server: Server) -> None:

@@ -140,3 +140,10 @@ def test_the_message_says_what_where_why_and_what_to_do() -> None:
         'could not load \'k\' in "public"."t" at h:5432/d: relation "public.t" does not exist (SQLSTATE 42P01); '
         f"create what is missing, or have it created by create=auto. This makes the table: {TableConfig(table='t').ddl}"
     )
+
+
+def test_a_save_that_got_no_connection_has_not_happened() -> None:
+    with pytest.raises(StoreUnavailableError) as caught, translated("save", TableConfig(), "h:1/d", changes=True):
+        raise asyncpg.TooManyConnectionsError("sorry, too many clients already")
+    assert "raise max_connections" in str(caught.value)
+    assert "may have happened" not in str(caught.value)

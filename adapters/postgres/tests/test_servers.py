@@ -344,6 +344,42 @@ async def test_the_primary_is_found_and_its_successor_after_a_failover() -> None
             assert await until_done(lambda: store.load("1")) == "before"
 
 
+async def test_a_change_that_has_not_reached_the_synchronous_standby_is_not_acknowledged() -> None:
+    settings = "synchronous_standby_names = 'walreceiver'"
+    with Postgres(settings) as primary, Postgres(primary=primary) as standby:
+        async with (
+            opened(primary.url) as store,
+            asyncpg.create_pool(primary.url, min_size=1, max_size=1) as pool,
+            asyncpg.create_pool(primary.url, min_size=1, max_size=1) as db,
+        ):
+            version = await store.save_if("k", "1", expected=None)
+            given = PostgresCheckpointStore(pool)
+            await asyncio.to_thread(standby.down)
+            for call in (
+                store.save_if("k", "2", expected=version),
+                store.save("k", "3"),
+                given.save("k", "4"),
+                store.delete("k"),
+                # It is gone here, but the standby still has it.
+                store.delete("k"),
+            ):
+                task = asyncio.create_task(call)
+                waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+                while (pid := await db.fetchval(waiting)) is None:
+                    assert not task.done(), "it did not wait"
+                    await asyncio.sleep(0.01)
+                # It is committed, and the server says so to whoever has asked for it, with no more than a warning.
+                assert await db.fetchval("SELECT pg_cancel_backend($1)", pid)
+                with pytest.raises(
+                    StoreUnavailableError, match=r"synchronous standbys was cancelled.*may have happened"
+                ):
+                    await task
+            assert await store.load("k") is None
+            await asyncio.to_thread(standby.up)
+            await store.save("k", "5")
+            await given.save("k", "6")
+
+
 async def test_a_standby_alone_is_no_place_to_save() -> None:
     with Postgres() as first, Postgres(primary=first) as second:
         async with opened(first.url) as store:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -791,6 +792,27 @@ async def test_operations_are_bounded_where_nobody_answers(database: Database) -
         await proxy.pass_through()
         await store.save("k", "v")
         assert await store.load("k") == "v"
+
+
+@pytest.mark.parametrize("made_by", ["store", "caller"])
+async def test_idle_connections_that_have_gone_silent_cost_one_operation(database: Database, made_by: str) -> None:
+    port = int(database.url.rpartition(":")[2].partition("/")[0])
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(FaultProxy("127.0.0.1", port))
+        url = database.url.replace(f":{port}/", f":{proxy.port}/")
+        if made_by == "caller":
+            pool = await stack.enter_async_context(asyncpg.create_pool(url, min_size=0))
+            store = PostgresCheckpointStore(pool, timeout=0.7)
+        else:
+            store = await stack.enter_async_context(opened(url, timeout=0.7))
+        for call in every_call(store).values():
+            await store.save("k", "v")
+            await asyncio.gather(*(store.load("k") for _ in range(5)))
+            assert proxy.connections >= 5
+            await proxy.half_open()
+            with pytest.raises(StoreUnavailableError, match="no answer"):
+                await call()
+            assert await asyncio.gather(*(store.load("k") for _ in range(5))) == ["v"] * 5
 
 
 async def test_after_close_every_call_raises(database: Database) -> None:

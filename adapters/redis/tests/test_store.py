@@ -604,6 +604,26 @@ async def test_a_clients_own_retries_repeat_no_write(redis_server: Valkey, clien
         await own.aclose()
 
 
+@pytest.mark.parametrize("made_by", ["store", "caller"])
+async def test_idle_connections_that_have_gone_silent_cost_one_operation(
+    redis_server: Valkey, client: Redis, made_by: str
+) -> None:
+    url = StoreURL.parse(redis_server.url)
+    async with FaultProxy(url.hosts[0].name, url.hosts[0].port or 0) as proxy:
+        own = Redis(host=proxy.host, port=proxy.port)
+        config = RedisConfig(hosts=(Host(proxy.host, proxy.port),))
+        async with RedisCheckpointStore(own if made_by == "caller" else config, timeout=0.7) as store:
+            await store.save("k", "v")
+            for call in (store.load("k"), store.save("other", "v"), store.delete("other")):
+                await asyncio.gather(*(store.load("k") for _ in range(5)))
+                assert proxy.connections == 5
+                await proxy.half_open()
+                with pytest.raises(StoreUnavailableError, match="no answer"):
+                    await call
+                assert await asyncio.gather(*(store.load("k") for _ in range(5))) == ["v"] * 5
+        await own.aclose()
+
+
 def test_a_client_is_refused_in_a_second_event_loop(redis_server: Valkey) -> None:
     own = Redis.from_url(redis_server.url)
     store = RedisCheckpointStore(own)

@@ -92,12 +92,20 @@ async def test_a_write_waits_for_replicas_and_raises_when_too_few_acknowledge() 
                 for write in (*writes(hasty).values(), lambda: hasty.save_if("cas", "new", expected=version)):
                     with pytest.raises(StoreUnavailableError, match="only 0 of 1 replicas"):
                         await write()
+                # It is gone here, but the replica still has it.
+                with pytest.raises(StoreUnavailableError, match="only 0 of 1 replicas"):
+                    await hasty.delete("k")
                 with pytest.raises(StoreConflictError):
                     await hasty.save_if("cas", "newer", expected=version)
                 assert await hasty.load("cas") == "new", "the primary has it nevertheless"
             os.kill(replica.pid, signal.SIGCONT)
             await store.save("k", "newer")
             assert replica.ask("GET", "dagonizer:k") == "$5\r\nnewer\r\n"
+            for _ in range(2):
+                await store.delete("k")
+                assert await store.load("k") is None
+                assert replica.ask("GET", "dagonizer:k") == "$-1\r\n"
+            await store.save("k", "newest")
         async with opened(f"{servers.primary.url}?wait=2&timeout=1") as store:
             with pytest.raises(StoreUnavailableError, match="only 1 of 2 replicas"):
                 await store.save("k", "newest")

@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aioboto3
 import boto3
 import pytest
 import trustme
@@ -31,6 +32,7 @@ from dagonizer.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from dagonizer_conformance.proxy import FaultProxy
 from dagonizer_s3 import S3CheckpointStore, S3Config, _client
 from dagonizer_s3 import _names as names
 from dagonizer_test_servers.s3 import BUCKET, SeaweedFS
@@ -69,6 +71,14 @@ def raw(config: S3Config) -> Any:
         region_name=config.region,
         aws_access_key_id=config.access_key_id,
         aws_secret_access_key=config.secret_access_key,
+    )
+
+
+def boto_of(config: S3Config) -> Any:
+    return aioboto3.Session(
+        aws_access_key_id=config.access_key_id,
+        aws_secret_access_key=config.secret_access_key,
+        region_name=config.region,
     )
 
 
@@ -254,6 +264,34 @@ async def test_the_callers_client_is_used_and_never_closed(config: S3Config) -> 
             await store.save("k", "v")
         found = await client.get_object(Bucket=config.bucket, Key=f"{config.prefix}/k.json")
         assert await found["Body"].read() == b"v"
+
+
+async def test_idle_connections_that_have_gone_silent_cost_one_operation(config: S3Config) -> None:
+    port = int(config.endpoint_url.rpartition(":")[2])
+    async with FaultProxy("127.0.0.1", port) as proxy:
+        behind = changed(config, endpoint_url=f"http://127.0.0.1:{proxy.port}", timeout=1)
+        async with S3CheckpointStore(behind) as store:
+            await store.save("k", "v")
+            for call in (store.load("k"), store.save("other", "v"), store.delete("other")):
+                await asyncio.gather(*(store.load("k") for _ in range(5)))
+                assert proxy.connections == 5
+                await proxy.half_open()
+                with pytest.raises(StoreUnavailableError, match="no answer"):
+                    await call
+                assert await asyncio.gather(*(store.load("k") for _ in range(5))) == ["v"] * 5
+
+
+async def test_the_connections_of_the_callers_client_are_the_callers(config: S3Config) -> None:
+    port = int(config.endpoint_url.rpartition(":")[2])
+    async with FaultProxy("127.0.0.1", port) as proxy:
+        session = boto_of(config)
+        async with session.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.port}") as client:
+            store = S3CheckpointStore(changed(config, timeout=1), client=client)
+            await asyncio.gather(*(store.load("k") for _ in range(3)))
+            await proxy.half_open()
+            for _ in range(2):
+                with pytest.raises(StoreUnavailableError, match="no answer"):
+                    await store.load("k")
 
 
 async def test_one_client_for_an_event_loop_is_made_outside_its_thread(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 256 * 1024
 _BACKLOG = 128
+_DROP_SECONDS = 0.02
 
 _Direction = Literal["request", "reply"]
 
@@ -33,6 +34,7 @@ class _Mode:
     refuses: bool = False
     swallows: bool = False
     delay: float = 0.0
+    rate: float | None = None
     cut: _Cut | None = None
 
 
@@ -40,7 +42,8 @@ class FaultProxy:
     """A proxy on loopback, in front of the backend at ``host`` and ``port``.
 
     At first it passes everything through: bytes, the end of one direction, a broken connection. Each of the methods
-    from ``pass_through`` on replaces what was set before, and has taken effect when it returns.
+    from ``pass_through`` on replaces what was set before, and has taken effect when it returns. Only connections that
+    ``half_open`` has silenced stay so.
 
     The proxy has a thread and an event loop of its own. So it goes on while the loop of its user is blocked, and all
     methods can be called from any loop. ``host`` and ``port`` are where it listens, once started.
@@ -54,6 +57,7 @@ class FaultProxy:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._accepted = 0
+        self._silent = 0
         self._mode = _Mode()
         self._changed = asyncio.Event()
 
@@ -115,15 +119,31 @@ class FaultProxy:
         """Accept and keep connections, and swallow all that comes, in both directions."""
         await self._set(_Mode(swallows=True))
 
+    async def half_open(self) -> None:
+        """Swallow for ever, in both directions, all that comes over open connections, and pass new ones through.
+
+        No end and no reset gets through either, as when a firewall has forgotten them. The client can close them.
+        """
+        await self._set(_Mode(), silence=True)
+
     async def reset(self) -> None:
         """Reset all connections, and pass new ones through."""
         await self._set(_Mode(), reset=True)
 
     async def delay(self, seconds: float) -> None:
-        """Hold each chunk for that long, in both directions. A chunk is what has come when the last one is gone."""
+        """Hold each chunk for that long, in both directions. A chunk is what has come when the last one is gone.
+
+        With ``math.inf`` everything stands still, and what a sender has no room for waits with it.
+        """
         if seconds < 0:
             raise ValueError(f"seconds must not be negative, not {seconds}")
         await self._set(_Mode(delay=seconds))
+
+    async def drip(self, bytes_per_second: float) -> None:
+        """Pass so many bytes a second over each connection, in each direction."""
+        if bytes_per_second <= 0:
+            raise ValueError(f"bytes_per_second must be positive, not {bytes_per_second}")
+        await self._set(_Mode(rate=bytes_per_second))
 
     async def cut_reply(self, after: int, *, then_delay: float = 0.0) -> None:
         """Pass ``after`` bytes of the next reply and reset its connection; then pass everything, after ``then_delay``.
@@ -142,10 +162,11 @@ class FaultProxy:
             raise ValueError(f"after must not be negative, not {after}")
         await self._set(_Mode(cut=_Cut(direction, after, then_delay)))
 
-    async def _set(self, mode: _Mode, *, reset: bool = False) -> None:
+    async def _set(self, mode: _Mode, *, reset: bool = False, silence: bool = False) -> None:
         if self._loop is None:
             raise RuntimeError("the proxy is not running")
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._apply(mode, reset=reset), self._loop))
+        applied = self._apply(mode, reset=reset, silence=silence)
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(applied, self._loop))
 
     # What follows runs in the proxy's thread.
 
@@ -162,9 +183,11 @@ class FaultProxy:
         self._listener.close()
         # The runner cancels the connections, which resets them.
 
-    async def _apply(self, mode: _Mode, *, reset: bool) -> None:
+    async def _apply(self, mode: _Mode, *, reset: bool, silence: bool) -> None:
         loop = asyncio.get_running_loop()
         before = self._mode
+        if silence:
+            self._silent = self._accepted
         self._change(mode)
         if mode.refuses and not before.refuses:
             loop.remove_reader(self._listener)
@@ -200,27 +223,27 @@ class FaultProxy:
         # Whatever ends it resets the connection, except an orderly end.
         _linger(client, on=True)
         self._accepted += 1
-        connection = loop.create_task(self._serve(client))
+        connection = loop.create_task(self._serve(client, self._accepted))
         self._connections.add(connection)
         # Not in the task: one that is cancelled before it has begun runs nothing.
         connection.add_done_callback(lambda _: client.close())
         connection.add_done_callback(self._connections.discard)
 
-    async def _serve(self, client: socket.socket) -> None:
+    async def _serve(self, client: socket.socket, number: int) -> None:
         try:
-            with await self._connect() as backend:
+            with await self._connect(number) as backend:
                 for peer in (client, backend):
                     # Else the second part of a message would wait until the first is acknowledged.
                     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 async with asyncio.TaskGroup() as directions:
-                    directions.create_task(self._pump(client, backend, "request"))
-                    directions.create_task(self._pump(backend, client, "reply"))
+                    directions.create_task(self._pump(client, backend, "request", number))
+                    directions.create_task(self._pump(backend, client, "reply", number))
             _linger(client, on=False)
         except* OSError:
             # Passed on: closing the client's socket resets its connection.
             pass
 
-    async def _connect(self) -> socket.socket:
+    async def _connect(self, number: int) -> socket.socket:
         """Connect to the backend at the first of its addresses that answers."""
         loop = asyncio.get_running_loop()
         errors = []
@@ -237,15 +260,15 @@ class FaultProxy:
                 raise
             else:
                 return backend
-        await self._until_answering()
+        await self._until_answering(number)
         raise errors[0]
 
-    async def _pump(self, source: socket.socket, sink: socket.socket, direction: _Direction) -> None:
+    async def _pump(self, source: socket.socket, sink: socket.socket, direction: _Direction, number: int) -> None:
         loop = asyncio.get_running_loop()
         cut: _Cut | None = None
         left = 0
         while True:
-            chunk = await self._receive(source, direction)
+            chunk = await self._receive(source, direction, number)
             if not chunk:
                 sink.shutdown(socket.SHUT_WR)
                 return
@@ -259,9 +282,25 @@ class FaultProxy:
                     await loop.sock_sendall(sink, chunk[:left])
                     raise ConnectionResetError("cut")
                 left -= len(chunk)
-            await loop.sock_sendall(sink, chunk)
+            await self._pass_on(chunk, sink, number)
 
-    async def _receive(self, source: socket.socket, direction: _Direction) -> bytes:
+    async def _pass_on(self, chunk: bytes, sink: socket.socket, number: int) -> None:
+        """Send ``chunk``, in drops if it must be slow, unless it is to be swallowed meanwhile."""
+        loop = asyncio.get_running_loop()
+        rest = memoryview(chunk)
+        while rest and not self._swallows(number):
+            mode, length = self._mode, len(rest)
+            if mode.rate is not None:
+                length = max(1, int(mode.rate * _DROP_SECONDS))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(len(rest[:length]) / mode.rate):
+                        await self._changed.wait()
+                if self._mode is not mode:
+                    continue
+            await loop.sock_sendall(sink, rest[:length])
+            rest = rest[length:]
+
+    async def _receive(self, source: socket.socket, direction: _Direction, number: int) -> bytes:
         """Return the next chunk that is to be passed on, when its time has come; an empty one is the end."""
         loop = asyncio.get_running_loop()
         while True:
@@ -269,16 +308,16 @@ class FaultProxy:
                 chunk = await loop.sock_recv(source, _CHUNK)
             except OSError:
                 if direction == "reply":
-                    await self._until_answering()
+                    await self._until_answering(number)
                 raise
             await self._until_due(loop.time())
-            if not self._mode.swallows:
+            if not self._swallows(number):
                 return chunk
             if not chunk:
                 if direction == "request":
                     # Most likely the client is gone, not only done with asking. There will be no answer in any case.
                     raise ConnectionAbortedError("the client has left the black hole")
-                await self._until_answering()
+                await self._until_answering(number)
                 return chunk
 
     async def _until_due(self, came: float) -> None:
@@ -288,9 +327,13 @@ class FaultProxy:
                 async with asyncio.timeout(rest):
                     await self._changed.wait()
 
-    async def _until_answering(self) -> None:
-        """Wait, for in a black hole a client does not learn what becomes of the backend either."""
-        while self._mode.swallows:
+    def _swallows(self, number: int) -> bool:
+        """Return whether what comes over this connection, counted from 1, is swallowed."""
+        return self._mode.swallows or number <= self._silent
+
+    async def _until_answering(self, number: int) -> None:
+        """Wait, for where all is swallowed a client does not learn what becomes of the backend either."""
+        while self._swallows(number):
             await self._changed.wait()
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from dagonizer.errors import StoreClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
     from contextlib import AbstractAsyncContextManager
 
 C = TypeVar("C")
@@ -34,12 +34,21 @@ class Connections(Generic[C]):
     event loop that ends closes the async generators that were begun in it, and with them connections that nobody
     closed. ``timeout``, in seconds, bounds every operation, connecting included. ``owner`` is the store's class, for
     the message of ``StoreClosedError``.
+
+    ``distrust``, if there is one, is called with the connection when an operation has taken too long. A pool leaves
+    its idle connections then: they may have gone silent as well, and each would cost an operation its timeout.
     """
 
     def __init__(
-        self, connect: Callable[[], AbstractAsyncContextManager[C]], *, timeout: float, owner: type[object]
+        self,
+        connect: Callable[[], AbstractAsyncContextManager[C]],
+        *,
+        timeout: float,
+        owner: type[object],
+        distrust: Callable[[C], Awaitable[None]] | None = None,
     ) -> None:
         self._connect = connect
+        self._distrust = distrust
         self._timeout = timeout
         self._owner = owner
         self._by_loop: dict[asyncio.AbstractEventLoop, _LoopConnection[C]] = {}
@@ -58,8 +67,7 @@ class Connections(Generic[C]):
         mine = self._of_this_loop()
         mine.begin()
         try:
-            async with asyncio.timeout(self._timeout):
-                return await operation(await mine.connection())
+            return await self._bounded(mine, operation)
         finally:
             mine.end()
 
@@ -72,21 +80,19 @@ class Connections(Generic[C]):
         mine = self._of_this_loop()
         earlier = tuple(mine.cancelled.get(key, ()))
 
-        async def write() -> T:
-            async with asyncio.timeout(self._timeout):
-                if earlier:
-                    await asyncio.wait(earlier)
-                return await operation(await mine.connection())
-
         mine.begin()
-        task = asyncio.create_task(write())
+        task = asyncio.create_task(self._bounded(mine, operation, earlier))
         task.add_done_callback(mine.end)
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             mine.remember(key, task)
             raise
-        return task.result()
+        try:
+            return task.result()
+        finally:
+            # Else what it raises would refer to itself by its traceback, and keep whatever the operation has used.
+            del task
 
     async def aclose(self) -> None:
         """Wait for the operations that are under way, then close the connections of all event loops that still run."""
@@ -109,6 +115,23 @@ class Connections(Generic[C]):
         await asyncio.wait({closed}, timeout=2 * self._timeout)
         if closed.done() and not closed.cancelled():
             closed.result()
+
+    async def _bounded(
+        self,
+        mine: _LoopConnection[C],
+        operation: Callable[[C], Awaitable[T]],
+        earlier: Collection[asyncio.Task[object]] = (),
+    ) -> T:
+        try:
+            async with asyncio.timeout(self._timeout):
+                if earlier:
+                    await asyncio.wait(earlier)
+                return await operation(await mine.connection())
+        except TimeoutError as exc:
+            if self._distrust is not None and mine.is_connected:
+                await self._distrust(await mine.connection())
+            # Without asyncio's own part, which refers to the task, and so the task's exception to itself.
+            raise exc.with_traceback(None)  # noqa: B904 - it is the same
 
     def _of_this_loop(self) -> _LoopConnection[C]:
         self.check_open()
@@ -146,6 +169,11 @@ class _LoopConnection(Generic[C]):
         self._users -= 1
         if not self._users:
             self._idle.set()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._entered is not None
 
     async def connection(self) -> C:
         """Connect, once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -183,6 +184,16 @@ class _GatewayEndpoint:
 
     async def authenticate(self, username: str, password: str) -> str:
         return (await self._call("/auth/authenticate", {"name": username, "password": password}, "", _Token)).token
+
+    async def distrust(self, seconds: float) -> None:
+        if not isinstance(self._client, _Client):
+            return
+        # aiohttp has no other way; it passes over those that are closed.
+        connector: Any = self._client.session.connector
+        for connections in connector._conns.values():  # noqa: SLF001
+            for connection, since in connections:
+                if time.monotonic() - since > seconds:
+                    connection.close()
 
     async def _call(self, method: str, body: dict[str, Any], token: str, reply: type[T]) -> T:
         # The first lets the event loop look at its sockets, the second lets it act on what it saw: so connections that

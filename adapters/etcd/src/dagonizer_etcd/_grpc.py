@@ -6,6 +6,7 @@ aetcd's own client has no TLS, knows one host, and does not renew its token.
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -103,8 +104,14 @@ class _GrpcEndpoint:
         token: str = reply.token
         return token
 
+    async def distrust(self, seconds: float) -> None:
+        # gRPC itself would find out by its pings, which a server wants to be rare.
+        if time.monotonic() - self._answered > seconds:
+            await self._drop(self._channel)
+
     def _use(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
+        self._answered = time.monotonic()
         self._kv: Any = rpc.KVStub(channel)
         self._lease: Any = rpc.LeaseStub(channel)
         self._auth: Any = rpc.AuthStub(channel)
@@ -114,12 +121,11 @@ class _GrpcEndpoint:
         metadata = (("hasleader", "true"), *((("token", token),) if token else ()))
         channel = self._channel
         try:
-            return await method(message, metadata=metadata)
+            reply = await method(message, metadata=metadata)
         except grpc.aio.AioRpcError as exc:
-            failure = self._failure(exc)
-            if failure.code == Code.INTERNAL:
+            if exc.code() is grpc.StatusCode.INTERNAL:
                 await self._drop(channel)
-            raise failure from exc
+            raise self._failure(exc) from exc
         except grpc.aio.BaseError as exc:
             raise Failure(Code.UNAVAILABLE, str(exc), self.where) from exc
         except asyncio.CancelledError as exc:
@@ -127,6 +133,9 @@ class _GrpcEndpoint:
             if is_cancelled():
                 raise
             raise Failure(Code.CANCELLED, "the channel was closed", self.where) from exc
+        if channel is self._channel:
+            self._answered = time.monotonic()
+        return reply
 
     async def _drop(self, channel: grpc.aio.Channel) -> None:
         """Leave a channel whose two ends do not understand each other any more; gRPC itself would keep it."""

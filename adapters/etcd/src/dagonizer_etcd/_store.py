@@ -123,7 +123,10 @@ class EtcdCheckpointStore:
         self._names = _Names(self._config.prefix)
         self._revisions: dict[str, int] = {}
         self._connections: Connections[Cluster] = Connections(
-            _connector(self._config, client), timeout=self._config.timeout, owner=type(self)
+            _connector(self._config, client),
+            timeout=self._config.timeout,
+            owner=type(self),
+            distrust=Cluster.distrust,
         )
 
     async def save(self, key: str, json: str) -> None:

@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 # A request that finds its connection broken has one more attempt, if it may.
 _FEWEST_ATTEMPTS = 2
+# Of the time that a call has waited in vain: a connection over which nothing has come for as long is given up.
+_SILENCE = 0.5
 
 
 class Condition(NamedTuple):
@@ -114,6 +116,10 @@ class Endpoint(Protocol):
         """Return a token."""
         ...
 
+    async def distrust(self, seconds: float) -> None:
+        """Leave the connections of ours over which nothing has come for that long, and which may be silent for ever."""
+        ...
+
 
 class Cluster:
     """The endpoints of one cluster, one of which is used until it fails.
@@ -130,6 +136,7 @@ class Cluster:
         self._authenticating = asyncio.Lock()
         # So that time is left for the others; the whole operation is bounded elsewhere.
         self._patience = config.timeout / len(endpoints) if len(endpoints) > 1 else None
+        self._timeout = config.timeout
 
     async def range(self, request: Range) -> RangeReply:
         """Read, linearizably."""
@@ -143,6 +150,11 @@ class Cluster:
         """Return a new lease that ends after ``seconds``."""
         # A lease too many ends by itself.
         return await self._call(lambda endpoint, token: endpoint.grant(seconds, token), repeatable=True)
+
+    async def distrust(self) -> None:
+        """Leave connections that have gone silent, after an operation that took too long."""
+        for endpoint in self._endpoints:
+            await endpoint.distrust(self._timeout * _SILENCE)
 
     async def _call(self, call: Callable[[Endpoint, str], Awaitable[T]], *, repeatable: bool) -> T:
         attempts, renewed = 1, False
@@ -169,6 +181,7 @@ class Cluster:
             async with asyncio.timeout(self._patience):
                 return await self._authenticated(endpoint, call)
         except TimeoutError as exc:
+            await endpoint.distrust(self._patience * _SILENCE)
             message = f"no answer within {self._patience:g} s"
             raise Failure(Code.DEADLINE_EXCEEDED, message, endpoint.where) from exc
 

@@ -55,6 +55,10 @@ _POOLER: _Kind = (
     "if there is a pooler in transaction mode before the server, add ?statement_cache_size=0",
 )
 _READ_ONLY: _Kind = (StoreUnavailableError, "the server accepts no writes: name the hosts that can be the primary")
+_NO_SLOT: _Kind = (
+    StoreUnavailableError,
+    "nothing was changed; lower pool_size, or raise max_connections of the server, then try again",
+)
 _LIMIT: _Kind = (StoreLimitError, "free space on the server, raise its limit, or save less")
 _DAMAGED: _Kind = (StoreCorruptedError, "the server found its own files damaged: restore them from a backup")
 
@@ -67,7 +71,7 @@ BY_SQLSTATE: dict[str, _Kind] = {
     "42501": _PERMISSION,
     "42P01": _MISSING,
     "42P05": _POOLER,
-    "53300": _UNAVAILABLE,
+    "53300": _NO_SLOT,
     "57P04": _DATABASE,
     "XX001": _DAMAGED,
     "XX002": _DAMAGED,

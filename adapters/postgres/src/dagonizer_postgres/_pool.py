@@ -9,7 +9,7 @@ import asyncio
 import getpass
 import os
 import ssl
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import asyncpg  # type: ignore[import-untyped]  # it has no types
@@ -19,7 +19,7 @@ from dagonizer.errors import StoreAccessError, StoreUnavailableError
 from dagonizer_postgres._errors import DRIVER_ERRORS, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from dagonizer.url import Host
     from dagonizer_postgres._config import PostgresConfig
@@ -34,6 +34,8 @@ _WHO = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('transact
 # The next host may do what this one does not.
 _NOT_HERE = (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError)
 
+# The function of the server that warns of a commit which has not waited for its synchronous standbys to the end.
+_GAVE_UP = "SyncRepWaitForLSN"
 
 # asyncpg has no types.
 Connection: TypeAlias = Any
@@ -116,13 +118,42 @@ async def _release(pool: asyncpg.Pool, connection: Connection) -> None:
         raise
 
 
+@contextmanager
+def standbys_expected(connection: Connection) -> Iterator[None]:
+    """Raise ``ConnectionError`` if somebody cancels the block's wait for synchronous standbys, after the commit.
+
+    The server then says that the statement has succeeded, and only warns that the standbys may not have it.
+    """
+    warnings: list[object] = []
+
+    def listen(_connection: object, message: object) -> None:
+        # The text is in the language of the server.
+        if getattr(message, "server_source_function", None) == _GAVE_UP:
+            warnings.append(message)
+
+    connection.add_log_listener(listen)
+    try:
+        yield
+    finally:
+        # Else it has been closed and given back.
+        with suppress(asyncpg.InterfaceError):
+            connection.remove_log_listener(listen)
+    if warnings:
+        raise ConnectionError("the wait for the synchronous standbys was cancelled, after the commit here")
+
+
 async def expire(pool: asyncpg.Pool) -> None:
     """Close the connections that nobody uses, and the others when they come back."""
     # asyncpg would say goodbye to the first when they are wanted again, in the background, and for as long as it takes.
-    for holder in pool._holders:  # noqa: SLF001
-        if holder.is_connected() and holder.is_idle():
-            _drop(holder._con)  # noqa: SLF001
+    await drop_idle(pool)
     await pool.expire_connections()
+
+
+async def drop_idle(pool: asyncpg.Pool) -> None:
+    """Close the connections that nobody uses, without a word."""
+    for holder in pool._holders:  # noqa: SLF001 - no public way
+        if holder.is_connected() and holder.is_idle():
+            _drop(holder._con)  # noqa: SLF001 - as above
 
 
 def _drop(connection: Connection) -> None:

@@ -21,7 +21,7 @@ from dagonizer.errors import StoreAccessError, StoreConflictError, StoreCorrupte
 from dagonizer.keys import key_bytes, prefix_bytes, value_bytes
 from dagonizer_postgres._config import PostgresConfig, TableConfig
 from dagonizer_postgres._errors import translated
-from dagonizer_postgres._pool import borrowed, expire, lend_pool, open_pool
+from dagonizer_postgres._pool import borrowed, drop_idle, expire, lend_pool, open_pool, standbys_expected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -50,7 +50,11 @@ _SAVE = f"""{_INSERT} DO UPDATE SET json = excluded.json, revision = excluded.re
 _SAVE_NEW = f"{_INSERT} DO NOTHING RETURNING true"
 _SAVE_OVER = """UPDATE {table} SET json = $2::text, revision = $3::uuid, saved_at = now() FROM {durably}
     WHERE key = $1::text AND revision = $4::uuid RETURNING true"""
-_DELETE = "DELETE FROM {table} USING {durably} WHERE key = $1::text"
+# Whoever has deleted the row may not have waited for the synchronous standbys to know, for which a transaction waits
+# only if it writes to the log. This message there is of no interest to anybody.
+_DELETE = """WITH deleted AS (DELETE FROM {table} USING {durably} WHERE key = $1::text RETURNING true)
+    SELECT pg_catalog.pg_logical_emit_message(true, 'dagonizer', '') FROM {durably}
+    WHERE pg_catalog.current_setting('synchronous_standby_names') <> '' AND NOT EXISTS (SELECT FROM deleted)"""
 _LOAD = "SELECT json, revision FROM {table} WHERE key = $1::text"
 _LIST_FROM = """SELECT key FROM {table} WHERE key COLLATE "C" >= $1::text ORDER BY key COLLATE "C" LIMIT $2::int8"""
 _LIST_AFTER = """SELECT key FROM {table} WHERE key COLLATE "C" > $1::text ORDER BY key COLLATE "C" LIMIT $2::int8"""
@@ -123,7 +127,7 @@ class PostgresCheckpointStore:
         else:
             raise TypeError(f"a PostgresConfig or an asyncpg.Pool is needed, not {type(source).__name__}")
         self._connections: Connections[asyncpg.Pool] = Connections(
-            connect, timeout=self._config.timeout, owner=type(self)
+            connect, timeout=self._config.timeout, owner=type(self), distrust=drop_idle
         )
 
     @property
@@ -248,11 +252,15 @@ class PostgresCheckpointStore:
         clock = asyncio.get_running_loop().time
         deadline = clock() + _SHARE * self._config.timeout
 
+        async def commit(db: Connection) -> T:
+            with standbys_expected(db):
+                return await statement(db, deadline - clock())
+
         async def write(pool: asyncpg.Pool) -> T:
             demoted = False
             while True:
                 try:
-                    return await self._run(pool, lambda db: statement(db, deadline - clock()))
+                    return await self._run(pool, commit)
                 except _ROLLED_BACK:
                     continue
                 except asyncpg.ReadOnlySQLTransactionError:

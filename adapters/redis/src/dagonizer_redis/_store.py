@@ -90,7 +90,9 @@ class RedisCheckpointStore:
 
         self._config = config
         self._beginning = config.prefix.replace("%", "%25").replace(":", "%3A").encode() + b":"
-        self._connections = Connections(connect, timeout=config.timeout, owner=type(self))
+        self._connections = Connections(
+            connect, timeout=config.timeout, owner=type(self), distrust=lambda there: there.disconnect()
+        )
 
     async def save(self, key: str, json: str) -> None:
         """Put ``json`` under ``key``, replacing whatever is there, and any expiry of it."""
@@ -107,7 +109,16 @@ class RedisCheckpointStore:
         """Remove whatever is under ``key``."""
         self._connections.check_open()
         name = self._name(key)
-        await self._write("delete", key, name, lambda link: link.run((b"DEL", name)))
+
+        async def delete(link: Link) -> bool:
+            (removed,) = await link.run((b"DEL", name))
+            if not removed and self._config.wait:
+                # Whoever has removed it may not have waited for the replicas to know, and WAIT waits for nothing but
+                # what this link has changed.
+                await link.run_atomically((b"SET", name, b""), (b"DEL", name))
+            return True
+
+        await self._write("delete", key, name, delete)
 
     async def load_versioned(self, key: str) -> VersionedJson | None:
         """Return the text under ``key`` with its version, its SHA-256, or None. Raises like ``load``."""

@@ -65,12 +65,12 @@ class Link:
         replies = await self._exchange([sent for command in commands for sent in ((b"ASKING",), command)])
         return replies[1::2]
 
-    async def run_atomically(self, command: Command) -> bool:
-        """Run ``command`` unless what an earlier command watches has changed, and return whether it was run."""
+    async def run_atomically(self, *commands: Command) -> bool:
+        """Run ``commands`` unless what an earlier command watches has changed, and return whether they were run."""
         asking = [(b"ASKING",)] if self._asking else []
-        # Before the command is sent, which would be run at once if this were refused.
+        # Before the commands are sent, which would be run at once if this were refused.
         await self._exchange([*asking, (b"MULTI",)])
-        _, executed = await self._exchange([command, (b"EXEC",)])
+        *_, executed = await self._exchange([*commands, (b"EXEC",)])
         for reply in executed or ():
             if isinstance(reply, Exception):
                 raise reply
@@ -146,6 +146,10 @@ class Links(Protocol):
 
     def link(self, *, asking: bool = False) -> AbstractAsyncContextManager[Link]:
         """Lend a link, to be used again only if the block ends normally."""
+        ...
+
+    async def disconnect(self) -> None:
+        """Disconnect what is idle."""
         ...
 
     async def aclose(self) -> None:
@@ -234,6 +238,13 @@ class BorrowedLinks:
             # A pool that is interrupted here would count the connection as used for ever.
             await asyncio.shield(asyncio.ensure_future(self._pool.release(connection)))
 
+    async def disconnect(self) -> None:
+        """Disconnect what is idle."""
+        # The pool's own way would wait until each server has said goodbye to TLS.
+        for connection in tuple(self._pool._available_connections):  # noqa: SLF001
+            if connection.is_connected:
+                await _abandon(connection, _transport(connection))
+
     async def aclose(self) -> None:
         """Do nothing: who made the pool closes it."""
 
@@ -250,6 +261,10 @@ class Topology(Protocol):
 
     async def servers(self) -> Sequence[Links]:
         """Return the servers that together have all keys."""
+        ...
+
+    async def disconnect(self) -> None:
+        """Disconnect what is idle."""
         ...
 
     async def aclose(self) -> None:
@@ -271,6 +286,10 @@ class OneServer:
     async def servers(self) -> Sequence[Links]:
         """Return it."""
         return (self._links,)
+
+    async def disconnect(self) -> None:
+        """Disconnect what is idle."""
+        await self._links.disconnect()
 
     async def aclose(self) -> None:
         """Disconnect from it."""
@@ -302,6 +321,10 @@ class SentinelServer:
     async def servers(self) -> Sequence[Links]:
         """Return links to whatever is the primary."""
         return (self._links,)
+
+    async def disconnect(self) -> None:
+        """Disconnect what is idle."""
+        await self._links.disconnect()
 
     async def aclose(self) -> None:
         """Disconnect from the primary."""
@@ -387,6 +410,11 @@ class Cluster:
         if None in self._owners:
             raise ClusterDownError(f"no node serves {self._owners.count(None)} of the hash slots")
         return [self._links_to(owner) for owner in dict.fromkeys(self._owners) if owner is not None]
+
+    async def disconnect(self) -> None:
+        """Disconnect what is idle, from every node."""
+        for links in tuple(self._links.values()):
+            await links.disconnect()
 
     async def aclose(self) -> None:
         """Disconnect from every node."""

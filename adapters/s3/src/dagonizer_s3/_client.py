@@ -51,6 +51,13 @@ async def connected(config: S3Config) -> AsyncIterator[S3Client]:
         yield client
 
 
+async def close_idle(client: S3Client) -> None:
+    """Close the connections that nobody uses, unless the client is one that the caller has made."""
+    session = cast("Any", client)._endpoint.http_session  # noqa: SLF001 - no public way
+    if isinstance(session, _Session):
+        session.close_idle()
+
+
 def _session(config: S3Config) -> Any:  # noqa: ANN401 - untyped
     core = AioSession(profile=config.profile)
     core.register_component("data_loader", _loader())
@@ -101,6 +108,15 @@ class _Session(AIOHTTPSession):  # type: ignore[misc] # untyped
         protocol = cast("type[ResponseHandler]", _Protocol)
         connector._factory = functools.partial(protocol, **factory.keywords)  # noqa: SLF001 - as above
         return connector
+
+    def close_idle(self) -> None:
+        """Close the connections that nobody uses."""
+        for session in self._sessions.values():
+            # aiohttp has no other way; it passes over those that are closed.
+            connector: Any = session.connector
+            for connections in connector._conns.values():  # noqa: SLF001
+                for connection, _ in connections:
+                    connection.close()
 
     # What uses it needs no more than its ``request``.
     async def _get_session(self, proxy_url: str | None) -> Any:  # noqa: ANN401 - not a ClientSession, but as good

@@ -24,7 +24,7 @@ from dagonizer.errors import (
 )
 from dagonizer.keys import key_bytes, prefix_bytes, value_bytes, value_text
 from dagonizer_s3 import _names as names
-from dagonizer_s3._client import connected
+from dagonizer_s3._client import close_idle, connected
 from dagonizer_s3._errors import code_of, is_broken, status_of, translated
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class S3CheckpointStore:
             (lambda: connected(config)) if client is None else (lambda: _borrowed(client)),
             timeout=config.timeout,
             owner=type(self),
+            distrust=close_idle,
         )
         self._encryption: dict[str, Any] = {
             name: value

@@ -33,6 +33,7 @@ _TO_REPLAY = 0.1
 _TO_ARRIVE = 0.5
 _MANY = 64 * 1024
 _AT_ONCE = 50
+_TO_MEET = 0.02
 
 
 @case(
@@ -162,6 +163,36 @@ async def black_hole(context: Context) -> None:
             raise outcome
     await proxy.pass_through()
     expect_text(await _retried(context, partial(client.load, key)), text, "what was loaded when the network was back")
+
+
+@case(
+    "errors.half-open",
+    capability=Capability.NETWORK,
+    oracle="the texts that were saved, and a network that only new connections get through",
+    seconds=120,
+)
+async def half_open(context: Context) -> None:
+    """When idle connections have gone silent for good the store leaves them, and does not try one after another."""
+    client, proxy = await context.through_proxy()
+    key, touched = context.key(), context.key("touched")
+    text = context.text(key)
+    await client.save(key, text)
+    for _ in range(context.scale(smoke=1, default=1, soak=10)):
+        # Slow, so that they meet, and each needs a connection of its own.
+        await proxy.delay(_TO_MEET)
+        await _retried(context, lambda: asyncio.gather(*(client.load(key) for _ in range(_AT_ONCE))))
+        await proxy.half_open()
+        began = time.monotonic()
+        loading, saving = client.load(key), client.save(touched, context.text(touched))
+        loaded, saved = await asyncio.gather(_outcome(loading), _outcome(saving))
+        _expect_truth(loaded, text, "a load over a connection that had gone silent")
+        for outcome in (loaded, saved):
+            if isinstance(outcome, Exception) and not isinstance(outcome, _OUTAGE):
+                raise Violation(f"a call over a connection that had gone silent raised {outcome!r}") from outcome
+        expect_text(await _retried(context, partial(client.load, key), began), text, "what was loaded over a new one")
+        accepted = context.text(touched)
+        await _retried(context, partial(client.save, touched, accepted))
+        expect_text(await _retried(context, partial(client.load, touched)), accepted, "what was loaded after a save")
 
 
 @case(
@@ -297,9 +328,12 @@ async def slow_network(context: Context) -> None:
     await expect_all(witness)
 
 
-async def _retried(context: Context, operation: Callable[[], Awaitable[T]]) -> T:
-    """Repeat ``operation`` until it raises nothing, or raise ``Violation`` when the store has had time enough."""
-    deadline = time.monotonic() + context.patience
+async def _retried(context: Context, operation: Callable[[], Awaitable[T]], began: float | None = None) -> T:
+    """Repeat ``operation`` until it raises nothing, or raise ``Violation`` when the store has had time enough.
+
+    That begins now, or began at ``began``.
+    """
+    deadline = (time.monotonic() if began is None else began) + context.patience
     while True:
         try:
             return await operation()

@@ -230,6 +230,27 @@ class TimeoutIsNone(ReferenceStore):
             raise
 
 
+@mutant("silent-connections-kept", "errors.half-open")
+class SilentConnectionsKept(ReferenceStore):
+    """An operation that has waited in vain tells nothing of the other connections."""
+
+    def _distrust(self) -> None:
+        """Leave none."""
+
+
+@mutant("silence-is-none", "errors.half-open")
+class SilenceIsNone(ReferenceStore):
+    """A breaker takes a second of silence for the answer that nothing is there."""
+
+    async def load(self, key: str) -> str | None:
+        """Return the text under ``key``."""
+        try:
+            async with asyncio.timeout(1):
+                return await super().load(key)
+        except TimeoutError:
+            return None
+
+
 @mutant("reset-is-none", "errors.connection-reset")
 class ResetIsNone(ReferenceStore):
     """An entry whose load a reset interrupts is taken for absent."""

@@ -241,6 +241,7 @@ class ReferenceStore:
                 self._release(connection)
                 return reply
         except TimeoutError as exc:
+            self._distrust()
             raise StoreUnavailableError(f"{self._host}:{self._port} did not answer in {self._timeout:g} s") from exc
         except OSError as exc:
             raise StoreUnavailableError(f"{self._host}:{self._port}: {exc}") from exc
@@ -311,6 +312,10 @@ class ReferenceStore:
     def _is_stale(self, connection: Connection) -> bool:
         """Return whether an idle connection no longer works, as after a restart of the backend."""
         return connection.is_stale()
+
+    def _distrust(self) -> None:
+        """Leave the idle connections, which may be as silent as one on which a request has waited in vain."""
+        self._close_idle()
 
     def _close_idle(self) -> None:
         with suppress(IndexError):

@@ -39,7 +39,8 @@ class Postgres:
     """A PostgreSQL server with one superuser, on TCP and on a Unix socket in ``directory``.
 
     ``settings`` are lines of postgresql.conf, ``hba`` is pg_hba.conf, and ``files`` are put into ``directory``, where
-    settings find them as ``../name``. ``primary`` makes it a standby of that server.
+    settings find them as ``../name``. ``primary`` makes it a standby of that server, ``port`` the successor of the
+    one that had it. ``wal`` is a directory for its log, in segments of 1 MiB.
     """
 
     user = "postgres"
@@ -51,9 +52,12 @@ class Postgres:
         hba: Sequence[str] = _HBA,
         files: Mapping[str, bytes] | None = None,
         primary: Postgres | None = None,
+        port: int | None = None,
+        wal: Path | None = None,
     ) -> None:
         self._running = False
-        self.port = free_port()
+        self._wal = [] if wal is None else [f"--waldir={wal}", "--wal-segsize=1"]
+        self.port = port or free_port()
         self.password: str = secrets.token_hex(8) if primary is None else primary.password
         self.directory = Path(tempfile.mkdtemp(prefix="dgz-pg-"))
         self._data = self.directory / "data"
@@ -112,6 +116,10 @@ class Postgres:
         """Make a primary of this standby, and return once it is."""
         _run("pg_ctl", "promote", "-D", str(self._data), "-w")
 
+    def give(self, path: Path) -> None:
+        """Make ``path`` belong to the account that it runs as."""
+        _give_away(path)
+
     def __enter__(self) -> Self:
         return self
 
@@ -138,6 +146,7 @@ class Postgres:
         _run(
             *("initdb", "-D", str(self._data), "--no-sync", "--no-instructions", "--username", self.user),
             *("--encoding", "UTF8", "--locale", "C", "--auth", "scram-sha-256", "--pwfile", str(password)),
+            *self._wal,
         )
 
     def _copy(self, primary: Postgres) -> None:

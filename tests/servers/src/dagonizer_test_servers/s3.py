@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sysconfig
 import tempfile
+import time
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -25,6 +29,8 @@ _PORTS = ("s3", "master", "volume", "filer")
 _READY = "ready"
 _probes = count(1)
 _VOLUMES = 8
+_ATTEMPTS = 500
+_PAUSE = 0.02
 
 
 class SeaweedFS:
@@ -47,9 +53,9 @@ class SeaweedFS:
         self.directory = Path(tempfile.mkdtemp(prefix="dgz-s3-"))
         self.endpoint_url = f"{scheme}://127.0.0.1:{self.ports['s3']}"
         self.ca_bundle = ca_bundle
-        users = {ADMIN: ("Admin", "Read", "List", "Tagging", "Write"), **(identities or {})}
-        config = self.directory / "config.json"
-        config.write_text(json.dumps({"identities": [_identity(name, actions) for name, actions in users.items()]}))
+        self._config = self.directory / "config.json"
+        self._identities = {name: _identity(name, actions) for name, actions in (identities or {}).items()}
+        self._write_config()
         data = self.directory / "data"
         data.mkdir()
         self._process = Process(
@@ -57,7 +63,7 @@ class SeaweedFS:
                 *(_program(), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
                 *(f"-{name}.port={self.ports[name]}" for name in _PORTS),
                 *(f"-{name}.port.grpc={self.ports[f'{name}.grpc']}" for name in _PORTS),
-                *("-s3", f"-s3.config={config}", "-s3.autoCreateBucket=false"),
+                *("-s3", f"-s3.config={self._config}", "-s3.autoCreateBucket=false"),
                 *("-s3.port.iceberg=0", "-s3.port.lance=0"),
                 *(f"-{name}.localSocket={self.directory / name}.sock" for name in ("s3", "filer")),
                 *("-volume.max=100", "-master.volumeSizeLimitMB=1024", "-master.telemetry=false"),
@@ -85,6 +91,40 @@ class SeaweedFS:
         """Return a new blocking client of the administrator's."""
         return client_of(self.endpoint_url, self.ca_bundle)
 
+    def identify(self, user: str, actions: Sequence[str], secret: str | None = None) -> None:
+        """Let ``user`` do just ``actions`` from now on, with another ``secret`` key if one is given."""
+        from botocore.exceptions import ClientError  # noqa: PLC0415
+
+        # It reads the file again some time after the signal; who is new there can tell when.
+        probe = f"probe-{next(_probes)}"
+        self._identities |= {user: _identity(user, actions, secret), probe: _identity(probe, ["List"])}
+        self._write_config()
+        os.kill(self._process.pid, signal.SIGHUP)
+        client = client_of(self.endpoint_url, self.ca_bundle, probe)
+        try:
+            for _ in range(_ATTEMPTS):
+                try:
+                    client.list_buckets()
+                except ClientError:
+                    time.sleep(_PAUSE)
+                else:
+                    return
+        finally:
+            client.close()
+            del self._identities[probe]
+        raise TimeoutError("SeaweedFS does not read its identities again")
+
+    def shell(self, *commands: str) -> str:
+        """Give ``commands`` to the shell of the administrator, and return what it prints."""
+        master, filer = (f"127.0.0.1:{self.ports[name]}.{self.ports[f'{name}.grpc']}" for name in ("master", "filer"))
+        return subprocess.run(
+            [_program(), "shell", f"-master={master}", f"-filer={filer}"],
+            input="\n".join([*commands, ""]),
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
     def down(self) -> None:
         """Kill it; its data stay."""
         self._process.kill()
@@ -107,6 +147,10 @@ class SeaweedFS:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def _write_config(self) -> None:
+        admin = _identity(ADMIN, ("Admin", "Read", "List", "Tagging", "Write"))
+        self._config.write_text(json.dumps({"identities": [admin, *self._identities.values()]}))
+
     def _serves(self) -> bool:
         return answers(self.ports["s3"]) and serves(self.client())
 
@@ -116,8 +160,8 @@ def url_of(endpoint_url: str, user: str, prefix: str = "", query: str = "") -> s
     return f"s3://{user}:{user}-secret@{BUCKET}/{prefix}?endpoint_url={endpoint_url}&region=us-east-1{query}"
 
 
-def client_of(endpoint_url: str, ca_bundle: str | None = None) -> Any:
-    """Return a new blocking client of botocore's for the administrator, which tries everything once."""
+def client_of(endpoint_url: str, ca_bundle: str | None = None, user: str = ADMIN) -> Any:
+    """Return a new blocking client of botocore's with the credentials of ``user``, which tries everything once."""
     # Imported here, for the tests of other stores do not have it.
     from botocore.config import Config  # noqa: PLC0415
     from botocore.session import Session  # noqa: PLC0415
@@ -125,8 +169,8 @@ def client_of(endpoint_url: str, ca_bundle: str | None = None) -> Any:
     return Session().create_client(
         "s3",
         endpoint_url=endpoint_url,
-        aws_access_key_id=ADMIN,
-        aws_secret_access_key=f"{ADMIN}-secret",
+        aws_access_key_id=user,
+        aws_secret_access_key=f"{user}-secret",
         region_name="us-east-1",
         verify=ca_bundle,
         config=Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1}),
@@ -155,8 +199,8 @@ def serves(client: Any) -> bool:
     return True
 
 
-def _identity(name: str, actions: Sequence[str]) -> object:
-    credentials = {"accessKey": name, "secretKey": f"{name}-secret"}
+def _identity(name: str, actions: Sequence[str], secret: str | None = None) -> object:
+    credentials = {"accessKey": name, "secretKey": secret or f"{name}-secret"}
     return {"name": name, "credentials": [credentials], "actions": list(actions)}
 
 

@@ -1,0 +1,287 @@
+"""A client is killed in the middle of a save; the next one finds everything whole, works at once, and tidies up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import asyncpg
+import boto3
+import grpc
+import pytest
+from aetcd import rpc
+from faults.clients import look
+from faults.ledger import Recorder, judge
+from faults.report import Row
+from redis.asyncio import Redis
+
+from dagonizer import StoreURL, open_store
+from dagonizer_s3 import S3Config
+from dagonizer_test_servers import shared
+
+if TYPE_CHECKING:
+    from typing import Self
+
+KEYS = 3
+# The last one is in two chunks in etcd.
+LARGE = 1_300_000
+SIZES = (0, 0, 3_000, 60_000, 60_000, 400_000, LARGE)
+TIMEOUT = 8
+PROMPT = TIMEOUT / 2
+_TESTS = Path(__file__).parents[1]
+_PATIENCE = 60.0
+_PAUSE = 0.05
+
+
+class Saver:
+    """The process that starts the clients and kills them, until the context ends."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self._plan = plan
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "faults.saver"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_TESTS)
+        self._tell(self._plan)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Its client ends when it does.
+        self._process.kill()
+        self._process.communicate()
+
+    def kill(self, number: int) -> dict[str, float]:
+        """Kill ``number`` clients in the middle of a save, and return what was seen."""
+        self._tell(number)
+        answer = self._process.stdout.readline()
+        assert answer, "the process that kills clients has failed"
+        return json.loads(answer)
+
+    def _tell(self, what: object) -> None:
+        self._process.stdin.write(json.dumps(what).encode() + b"\n")
+        self._process.stdin.flush()
+
+
+class Backend:
+    """Where a store keeps its entries, looked at around it. ``held`` counts what is there, by kind."""
+
+    async def leases(self) -> set[int]:
+        """Return what ends by itself some time after a client's death."""
+        return set()
+
+    async def end_leases(self) -> None:
+        """Let it end now."""
+
+    async def remove(self) -> None:
+        """Remove what is left when all entries are deleted."""
+
+
+class Files(Backend):
+    """A directory."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._root = folder / name
+        self.url = f"file://{self._root}?timeout={TIMEOUT}"
+
+    async def held(self) -> Counter[str]:
+        names = [path.name for path in self._root.iterdir()]
+        return Counter("entries" if name.startswith("ckpt-") else "leftovers" for name in names if name != ".lock")
+
+
+class Rows(Backend):
+    """A table of PostgreSQL, and the connections of the clients."""
+
+    def __init__(self, name: str, _folder: Path) -> None:
+        self._name = name
+        self._server = shared("postgres").url
+        self.url = f"{self._server}?table={name}&application_name={name}&timeout={TIMEOUT}"
+
+    async def held(self) -> Counter[str]:
+        db = await asyncpg.connect(self._server)
+        try:
+            rows = await db.fetchval(f'SELECT count(*) FROM "{self._name}"')
+            sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1"
+            return Counter(entries=rows, connections=await db.fetchval(sql, self._name))
+        finally:
+            await db.close()
+
+    async def remove(self) -> None:
+        db = await asyncpg.connect(self._server)
+        await db.execute(f'DROP TABLE "{self._name}"')
+        await db.close()
+
+
+class Strings(Backend):
+    """What there is in a Redis server that was not there before, connections too."""
+
+    def __init__(self, name: str, _folder: Path) -> None:
+        self._server = shared("redis").url
+        self.url = f"{self._server}?prefix={name}&timeout={TIMEOUT}"
+        self._before = asyncio.run(self._counts())
+
+    async def held(self) -> Counter[str]:
+        return await self._counts() - self._before
+
+    async def _counts(self) -> Counter[str]:
+        async with Redis.from_url(self._server) as client:
+            return Counter(entries=await client.dbsize(), connections=len(await client.client_list()))
+
+
+class Objects(Backend):
+    """The objects under a prefix, and uploads of several parts."""
+
+    def __init__(self, name: str, _folder: Path) -> None:
+        url, _, query = shared("s3").url.partition("?")
+        self.url = f"{url.removesuffix('/')}/{quote(name)}?{query}&timeout={TIMEOUT}"
+        self._config = S3Config.from_url(StoreURL.parse(self.url))
+
+    async def held(self) -> Counter[str]:
+        return await asyncio.to_thread(self._held)
+
+    def _held(self) -> Counter[str]:
+        config = self._config
+        client = boto3.client(
+            "s3",
+            endpoint_url=config.endpoint_url,
+            region_name=config.region,
+            aws_access_key_id=config.access_key_id,
+            aws_secret_access_key=config.secret_access_key,
+        )
+        here = {"Bucket": config.bucket, "Prefix": config.prefix}
+        objects = client.list_objects_v2(**here).get("Contents", ())
+        uploads = client.list_multipart_uploads(**here).get("Uploads", ())
+        client.close()
+        return Counter(entries=len(objects), uploads=len(uploads))
+
+
+class Pairs(Backend):
+    """What etcd holds under a prefix; of the chunks only those that no entry refers to."""
+
+    scheme = "etcd"
+
+    def __init__(self, name: str, _folder: Path) -> None:
+        (host,) = StoreURL.parse(shared("etcd").url).hosts
+        self._authority = f"{host.name}:{host.port}"
+        self._prefix = f"/{name}//".encode()
+        self.url = f"{self.scheme}://{self._authority}/{name}?timeout={TIMEOUT}"
+        self._before = asyncio.run(self._leases())
+
+    async def held(self) -> Counter[str]:
+        everything = await self._range(b"", keys_only=True)
+        kinds = Counter(pair.key.removeprefix(self._prefix).partition(b"/")[0].decode() for pair in everything)
+        kinds["chunk"] -= sum(_chunks(pair.value) for pair in await self._range(b"entry/"))
+        return Counter(entries=kinds.pop("entry", 0), **kinds)
+
+    async def leases(self) -> set[int]:
+        return await self._leases() - self._before
+
+    async def end_leases(self) -> None:
+        async with self._channel() as channel:
+            for lease in await self.leases():
+                await rpc.LeaseStub(channel).LeaseRevoke(rpc.LeaseRevokeRequest(ID=lease))
+
+    async def _range(self, name: bytes, **options: bool) -> Any:
+        start = self._prefix + name
+        async with self._channel() as channel:
+            request = rpc.RangeRequest(key=start, range_end=start[:-1] + b"0", **options)
+            return (await rpc.KVStub(channel).Range(request)).kvs
+
+    async def _leases(self) -> set[int]:
+        async with self._channel() as channel:
+            reply = await rpc.LeaseStub(channel).LeaseLeases(rpc.LeaseLeasesRequest())
+        return {lease.ID for lease in reply.leases}
+
+    def _channel(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(self._authority, [("grpc.max_receive_message_length", -1)])
+
+
+class GatewayPairs(Pairs):
+    """The same, for clients of the JSON gateway."""
+
+    scheme = "etcd+http"
+
+
+def _chunks(value: bytes) -> int:
+    """Return how many chunks an entry has, by its header if it has one."""
+    head, _, header = value.partition(b" ")
+    return json.loads(header)["chunks"] if head == b"\0dagonizer-etcd/1" else 0
+
+
+BACKENDS = {
+    "file": Files,
+    "postgresql": Rows,
+    "redis": Strings,
+    "s3": Objects,
+    "etcd": Pairs,
+    "etcd+http": GatewayPairs,
+}
+
+
+@pytest.mark.parametrize("store", BACKENDS)
+def test_a_client_that_is_killed_in_a_save_tears_nothing_and_leaves_nothing(store, faults, tmp_path):
+    kills = faults.scale(short=8, whole=200)
+    name = f"clientkilled_{faults.random.getrandbits(32):08x}"
+    backend = BACKENDS[store](name, tmp_path)
+    keys = [f"{name}-{number}" for number in range(KEYS)]
+    ledgers = tmp_path / "ledgers"
+    ledgers.mkdir()
+    ledger = ledgers / "client"
+    plan = {"url": backend.url, "ledger": str(ledger), "keys": keys, "sizes": SIZES, "seed": faults.seed}
+    with Saver(plan) as saver:
+        few = saver.kill(kills // 3)
+        left_by_few = asyncio.run(left_to_the_next(backend, keys, ledger, wait=False))
+        more = saver.kill(kills - kills // 3)
+        left_by_all = asyncio.run(left_to_the_next(backend, keys, ledger, wait=faults.scale(short=False, whole=True)))
+    asyncio.run(look(backend.url, keys, ledgers / "afterwards"))
+    left_in_the_end = asyncio.run(left(backend, Counter()))
+    asyncio.run(backend.remove())
+    judgement = judge(ledgers)
+    killed, clients = (few[what] + more[what] for what in ("killed", "clients"))
+    slowest = max(few["slowest"], more["slowest"])
+    leftovers = " and ".join(str(found.total()) for found in (left_by_few, left_by_all))
+    notes = (
+        f"{clients:,} clients, each with {KEYS} keys loaded {slowest:.2f} s after its start; "
+        f"{leftovers} leftovers after {few['killed']} and {killed} kills"
+    )
+    faults.tell(Row.of(judgement, "client killed in a save (SIGKILL)", store, injected=killed, notes=notes))
+    judgement.expect_nothing_lost()
+    assert not judgement.errors
+    assert killed == kills
+    assert slowest < PROMPT
+    assert judgement.longest_wait < PROMPT
+    assert not left_by_few
+    assert not left_by_all
+    assert not left_in_the_end
+
+
+async def left_to_the_next(backend, keys, ledger, *, wait):
+    """Let one more client load and save all, once leases have ended, and return what there is beside the entries."""
+    if not wait:
+        await backend.end_leases()
+    deadline = time.monotonic() + _PATIENCE
+    while await backend.leases():
+        assert time.monotonic() < deadline, "the leases of clients that were killed do not end"
+        await asyncio.sleep(_PAUSE)
+    async with open_store(backend.url) as store:
+        recorder = Recorder(store, ledger)
+        for key in keys:
+            await recorder.load(key)
+            await recorder.save(key, LARGE)
+        recorder.close()
+    return await left(backend, Counter(entries=KEYS))
+
+
+async def left(backend, expected):
+    """Return what the backend holds beside what is expected, once the server has seen that the clients are gone."""
+    deadline = time.monotonic() + PROMPT
+    while (held := await backend.held()) != expected and time.monotonic() < deadline:
+        await asyncio.sleep(_PAUSE)
+    held.subtract(expected)
+    return Counter({kind: number for kind, number in held.items() if number})

@@ -55,12 +55,10 @@ def tests(session: nox.Session) -> None:
     """Run the tests on every supported interpreter that is installed here, and measure coverage on the newest."""
     _install(session, "test")
     if session.python != list(INTERPRETERS)[-1]:
-        # The kit is tried on its mutants and on the adapters by the newest, and by the session `conformance`.
-        kit = (
-            "conformance/tests/test_mutants.py",
-            *(f"adapters/{name}/tests/test_conformance.py" for name in ADAPTERS),
-        )
-        session.run("pytest", *(f"--ignore={file}" for file in kit), *session.posargs)
+        # The adapters are tried by the kit on the newest, and by the session `conformance`. Faults are the servers' and
+        # the networks', whatever the interpreter is.
+        left_out = (*(f"adapters/{name}/tests/test_conformance.py" for name in ADAPTERS), "tests/faults")
+        session.run("pytest", *(f"--ignore={path}" for path in left_out), *session.posargs)
         return
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "report", "--skip-covered")
@@ -98,6 +96,16 @@ def conformance(session: nox.Session) -> None:
     reports = [str(folder / f"{name}.json") for name in HARNESSES]
     page = f"--html={folder / 'index.html'}"
     session.run("dagonizer-conformance", "compare", *reports, page, "--require=CRASH-SAFE")
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Kill servers and clients, break networks, fill disks, and count what is lost; the table is in faults-report/.
+
+    `tests` does the same a few times only. A run is repeated by `nox -s faults -- --faults-seed=N`.
+    """
+    _install(session, "test")
+    session.run("pytest", "tests/faults", "--faults=whole", "--faults-report=faults-report", *session.posargs)
 
 
 @nox.session

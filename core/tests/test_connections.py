@@ -8,6 +8,7 @@ import select
 import threading
 import weakref
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 
@@ -286,11 +287,42 @@ async def test_a_cancelled_write_is_finished_before_the_next_one_of_its_key():
     assert await connections.write("other", write("other")) == "other"
     gates["second"].set()
     await asyncio.sleep(0.01)
-    assert done == ["other", "second"], "the third waits for both"
+    assert done == ["other"], "the second waits for the first, and the third for both"
     gates["first"].set()
     assert await third == "third"
-    assert done == ["other", "second", "first", "third"]
-    assert connections._of_this_loop().cancelled == {}
+    assert done == ["other", "first", "second", "third"]
+
+
+async def test_operations_beyond_the_limit_are_done_in_the_order_in_which_they_came():
+    connections = Server().connections(limit=1)
+    done: list[int] = []
+
+    async def user(name: int) -> None:
+        for _ in range(3):
+            await connections.read(partial(operation, name))
+
+    async def operation(name: int, _connection: int) -> None:
+        await asyncio.sleep(0)
+        done.append(name)
+
+    await asyncio.gather(*map(user, range(3)))
+    assert done == [0, 1, 2] * 3
+
+
+async def test_nobody_who_writes_a_key_again_and_again_overtakes_who_waits_for_it():
+    connections = Server().connections()
+    done: list[int] = []
+
+    async def user(name: int) -> None:
+        for _ in range(3):
+            await connections.write("key", partial(operation, name))
+
+    async def operation(name: int, _connection: int) -> None:
+        await asyncio.sleep(0)
+        done.append(name)
+
+    await asyncio.gather(*map(user, range(3)))
+    assert done == [0, 1, 2] * 3
 
 
 async def test_a_write_that_is_cancelled_at_once_does_not_wait_for_itself():

@@ -57,6 +57,7 @@ def test_a_run_executes_its_nodes_in_order():
 def test_every_step_has_the_next_node_as_its_cursor():
     async def scenario():
         execution = chain(one, two, three).execute("chain", Log())
+        assert (execution.result.cursor, execution.result.executed_nodes) == ("one", ())
         steps = [(step.cursor, step.executed_nodes[-1]) async for step in execution]
         assert steps == [("two", "one"), ("three", "two"), (None, "three")]
         assert (await execution).cursor is None

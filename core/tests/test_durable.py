@@ -1,4 +1,5 @@
 import asyncio
+import json
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,6 +11,7 @@ from dagonizer import (
     MemoryCheckpointStore,
     NodeStateBase,
     StoreConflictError,
+    StoreUnavailableError,
     ValidationError,
     durable,
     node,
@@ -58,8 +60,8 @@ def pipeline(before=None):
     return dispatcher
 
 
-def run(dispatcher, store, **options):
-    return durable.run(dispatcher, "d", Log, store=store, key="k", restore_state=Log.restore, **options)
+def run(dispatcher, store, new_state=Log, **options):
+    return durable.run(dispatcher, "d", new_state, store=store, key="k", restore_state=Log.restore, **options)
 
 
 @pytest.mark.parametrize("store_type", [ThreeMethods, MemoryCheckpointStore])
@@ -86,17 +88,92 @@ def test_a_run_that_fails_goes_on_where_it_stopped(store_type, failing):
     asyncio.run(scenario())
 
 
-def test_the_checkpoint_is_saved_after_every_node():
+def test_the_checkpoint_is_saved_before_the_first_node_and_after_every_node():
+    async def before(name, state):
+        assert json.loads(store.saves[-1])["cursor"] == name
+
     async def scenario():
-        store = ThreeMethods()
-        await run(pipeline(), store)
-        assert [
-            f'"cursor":{cursor}' in json for cursor, json in zip(['"b"', '"c"', "null"], store.saves, strict=True)
-        ] == [
-            True,
-            True,
-            True,
-        ]
+        await run(pipeline(before), store)
+
+    store = ThreeMethods()
+    asyncio.run(scenario())
+    assert [json.loads(text)["cursor"] for text in store.saves] == ["a", "b", "c", None]
+
+
+@pytest.mark.parametrize("store_type", [ThreeMethods, MemoryCheckpointStore])
+def test_a_run_that_ended_in_its_first_node_goes_on_with_the_state_that_it_began_with(store_type):
+    async def before(name, state):
+        raise OSError
+
+    async def scenario():
+        store = store_type()
+        first = await run(pipeline(before), store, new_state=lambda: Log(lines=["given"]))
+        assert (first.cursor, first.executed_nodes) == ("a", ())
+        second = await run(pipeline(), store)
+        assert second.state.lines == ["given", "a", "b", "c"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("paused_in", ["a", "b", "c"])
+def test_a_worker_that_is_suspended_until_another_has_completed_the_run_changes_nothing(paused_in):
+    reached, completed = asyncio.Event(), asyncio.Event()
+
+    async def pause(name, state):
+        if name == paused_in:
+            reached.set()
+            await completed.wait()
+
+    async def scenario():
+        store = MemoryCheckpointStore()
+        suspended = asyncio.create_task(run(pipeline(pause), store))
+        await reached.wait()
+        result = await run(pipeline(), store)
+        assert result.executed_nodes == ("a", "b", "c")
+        completed.set()
+        with pytest.raises(StoreConflictError):
+            await suspended
+        assert store.size == 0
+
+    asyncio.run(scenario())
+
+
+def test_of_two_workers_that_begin_at_the_same_time_one_runs_nothing():
+    ran = []
+
+    async def before(name, state):
+        ran.append(name)
+
+    class Slow(MemoryCheckpointStore):
+        async def load_versioned(self, key):
+            entry = await super().load_versioned(key)
+            await both.wait()
+            return entry
+
+    async def scenario():
+        workers = (run(pipeline(before), store) for _ in range(2))
+        outcomes = await asyncio.gather(*workers, return_exceptions=True)
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ExecutionResult", "StoreConflictError"]
+        assert ran == ["a", "b", "c"]
+
+    both = asyncio.Barrier(2)
+    store = Slow()
+    asyncio.run(scenario())
+
+
+def test_a_run_whose_first_save_was_not_acknowledged_goes_on_from_it():
+    class Unacknowledged(MemoryCheckpointStore):
+        async def save_if(self, key, json, *, expected):
+            await super().save_if(key, json, expected=expected)
+            raise StoreUnavailableError("the acknowledgement was lost")
+
+    async def scenario():
+        unacknowledged = Unacknowledged()
+        with pytest.raises(StoreUnavailableError):
+            await run(pipeline(), unacknowledged, new_state=lambda: Log(lines=["given"]))
+        store = MemoryCheckpointStore()
+        await store.save("k", await unacknowledged.load("k"))
+        assert (await run(pipeline(), store)).state.lines == ["given", "a", "b", "c"]
 
     asyncio.run(scenario())
 
@@ -201,6 +278,24 @@ def test_an_entry_that_does_not_fit_is_refused_and_kept(entry, error):
         with pytest.raises(error):
             await run(pipeline(), store)
         assert await store.load("k") == entry
+
+    asyncio.run(scenario())
+
+
+def test_a_first_state_that_cannot_be_captured_is_refused_before_anything_runs():
+    async def before(name, state):
+        raise AssertionError(name)
+
+    def new_state():
+        state = Log()
+        state.set_metadata("when", {1, 2})
+        return state
+
+    async def scenario():
+        store = MemoryCheckpointStore()
+        with pytest.raises(EncodeError, match=r"\$\.state\.metadata\.when: set"):
+            await run(pipeline(before), store, new_state=new_state)
+        assert store.size == 0
 
     asyncio.run(scenario())
 

@@ -11,18 +11,19 @@ import os
 import select
 import socket
 import struct
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from dagonizer.errors import StoreClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Awaitable, Callable
 
 C = TypeVar("C")
 T = TypeVar("T")
 
+_NO_ORDER: AbstractAsyncContextManager[None] = nullcontext()
 # A C structure: on, for 0 seconds.
 _NO_LINGERING = struct.pack("HH" if os.name == "nt" else "ii", 1, 0)
 
@@ -37,6 +38,9 @@ class Connections(Generic[C]):
 
     ``distrust``, if there is one, is called with the connection when an operation has taken too long. A pool leaves
     its idle connections then: they may have gone silent as well, and each would cost an operation its timeout.
+
+    ``limit`` is how many operations of one event loop may be under way; others wait in the order in which they came.
+    It is for pools that give a connection to whoever asks first after it was given back, and not to who waits longest.
     """
 
     def __init__(
@@ -46,8 +50,10 @@ class Connections(Generic[C]):
         timeout: float,
         owner: type[object],
         distrust: Callable[[C], Awaitable[None]] | None = None,
+        limit: int | None = None,
     ) -> None:
         self._connect = connect
+        self._limit = limit
         self._distrust = distrust
         self._timeout = timeout
         self._owner = owner
@@ -74,19 +80,19 @@ class Connections(Generic[C]):
     async def write(self, key: str, operation: Callable[[C], Awaitable[T]]) -> T:
         """Do the same for an operation that changes the entry under ``key``, and finish it although it is cancelled.
 
-        The caller gets its ``CancelledError`` at once. The next write under ``key`` by this store and event loop waits
-        for the end of those that were cancelled, so that none of them can take effect after it.
+        The caller gets its ``CancelledError`` at once. The writes under ``key`` by this store and event loop are done
+        one after the other, in the order in which they came. So none that was cancelled can take effect after a later
+        one, and of many none is overtaken for ever, as it could be by a compare-and-swap.
         """
         mine = self._of_this_loop()
-        earlier = tuple(mine.cancelled.get(key, ()))
-
         mine.begin()
-        task = asyncio.create_task(self._bounded(mine, operation, earlier))
+        task = asyncio.create_task(self._bounded(mine, operation, mine.order(key)))
         task.add_done_callback(mine.end)
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
-            mine.remember(key, task)
+            # Nobody else will ask, and asyncio logs what nobody has asked for.
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
             raise
         try:
             return task.result()
@@ -120,13 +126,12 @@ class Connections(Generic[C]):
         self,
         mine: _LoopConnection[C],
         operation: Callable[[C], Awaitable[T]],
-        earlier: Collection[asyncio.Task[object]] = (),
+        order: AbstractAsyncContextManager[None] = _NO_ORDER,
     ) -> T:
         try:
             async with asyncio.timeout(self._timeout):
-                if earlier:
-                    await asyncio.wait(earlier)
-                return await operation(await mine.connection())
+                async with order, mine.turn:
+                    return await operation(await mine.connection())
         except TimeoutError as exc:
             if self._distrust is not None and mine.is_connected:
                 await self._distrust(await mine.connection())
@@ -140,7 +145,7 @@ class Connections(Generic[C]):
         if connection is None:
             for ended in [other for other in list(self._by_loop) if other.is_closed()]:
                 self._by_loop.pop(ended, None)
-            connection = self._by_loop[loop] = _LoopConnection(self._connect)
+            connection = self._by_loop[loop] = _LoopConnection(self._connect, self._limit)
             # Another thread may have closed the store meanwhile, and not have seen this connection.
             self.check_open()
         return connection
@@ -149,9 +154,10 @@ class Connections(Generic[C]):
 class _LoopConnection(Generic[C]):
     """The connection of one event loop, and what uses it."""
 
-    def __init__(self, connect: Callable[[], AbstractAsyncContextManager[C]]) -> None:
-        self.cancelled: dict[str, set[asyncio.Task[object]]] = {}
-        """Writes by key, whose callers were cancelled and that are still under way."""
+    def __init__(self, connect: Callable[[], AbstractAsyncContextManager[C]], limit: int | None) -> None:
+        self.turn = nullcontext() if limit is None else asyncio.Semaphore(limit)
+        # Each as long as a write uses it.
+        self._orders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._connect = connect
         self._entered: tuple[AbstractAsyncContextManager[C], C] | None = None
         self._lock = asyncio.Lock()
@@ -184,20 +190,9 @@ class _LoopConnection(Generic[C]):
                     self._entered = (context, await context.__aenter__())
         return self._entered[1]
 
-    def remember(self, key: str, write: asyncio.Task[T]) -> None:
-        """Let later writes under ``key`` wait for this one."""
-        writes = self.cancelled.setdefault(key, set())
-        writes.add(write)
-
-        def forget(write: asyncio.Task[T]) -> None:
-            writes.discard(write)
-            if not writes and self.cancelled.get(key) is writes:
-                del self.cancelled[key]
-            if not write.cancelled():
-                # Nobody else will ask, and asyncio logs what nobody has asked for.
-                write.exception()
-
-        write.add_done_callback(forget)
+    def order(self, key: str) -> asyncio.Lock:
+        """Return what the writes under ``key`` take one after the other."""
+        return self._orders.setdefault(key, asyncio.Lock())
 
     async def close(self, patience: float) -> None:
         """Disconnect, once nobody uses the connection or ``patience`` seconds are over."""

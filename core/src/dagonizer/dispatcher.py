@@ -222,6 +222,11 @@ class Execution(Generic[S]):
         self._deadline: float | None = None
         self._advancing = False
 
+    @property
+    def result(self) -> ExecutionResult[S]:
+        """The run so far. Before the first step the cursor is where it begins."""
+        return self._result
+
     def __await__(self) -> Generator[Any, None, ExecutionResult[S]]:
         return self._finish().__await__()
 

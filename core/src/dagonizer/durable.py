@@ -34,10 +34,17 @@ async def run(
 ) -> ExecutionResult[S]:
     """Run a DAG to its end, or go on with the run whose checkpoint is under ``key``.
 
-    The checkpoint is saved after every node, and the entry is deleted once the run is complete. A run that stops early
-    (a failing node, ``signal``, ``timeout`` in seconds) returns its result and leaves the last checkpoint in the store:
-    call again to go on. Where the store can compare-and-swap, a second worker on the same key raises
-    ``StoreConflictError`` at its next checkpoint and changes nothing.
+    The checkpoint is saved before the first node and after every node, and the entry is deleted once the run is
+    complete. A run that stops early (a failing node, ``signal``, ``timeout`` in seconds) returns its result and leaves
+    the last checkpoint in the store: call again to go on. ``new_state`` is asked for a state only where there is no
+    checkpoint. After any error of the store, too, calling again goes on from whatever was saved.
+
+    Where the store can compare-and-swap, a second worker on the same key raises ``StoreConflictError`` at its next
+    checkpoint and changes nothing, however long it was suspended. Of workers that begin a run at the same time, all but
+    one raise it before they run a node; one that gets to its first save when the entry is gone begins a new run.
+
+    The deletion alone is unconditional, so give each run a key of its own: a worker that is suspended just before it,
+    until another run has begun under the key, deletes that run's checkpoint.
 
     Raises ``DAGError`` if the entry belongs to another DAG, ``ValidationError`` if it is not a checkpoint,
     ``EncodeError`` if the state cannot be captured, and the store's ``StoreError``.
@@ -46,6 +53,8 @@ async def run(
     saved = await entry.load()
     if saved is None:
         execution = dispatcher.execute(dag_name, new_state(), signal=signal, timeout=timeout)
+        # Else a worker that is suspended in the first node could begin the run again when another has completed it.
+        await entry.save(_captured(dag_name, execution.result))
     else:
         data = decode(saved)
         if data.dag_name != dag_name:
@@ -67,21 +76,23 @@ async def run(
         )
     async for step in execution:
         # The last node is saved too: so two workers that both ran it cannot both succeed.
-        await entry.save(
-            encode(
-                CheckpointData(
-                    dag_name=dag_name,
-                    cursor=step.cursor,
-                    state=step.state.snapshot(),
-                    executed_nodes=step.executed_nodes,
-                    skipped_nodes=step.skipped_nodes,
-                )
-            )
-        )
+        await entry.save(_captured(dag_name, step))
     result = await execution
     if result.cursor is None:
         await store.delete(key)
     return result
+
+
+def _captured(dag_name: str, step: ExecutionResult[S]) -> str:
+    return encode(
+        CheckpointData(
+            dag_name=dag_name,
+            cursor=step.cursor,
+            state=step.state.snapshot(),
+            executed_nodes=step.executed_nodes,
+            skipped_nodes=step.skipped_nodes,
+        )
+    )
 
 
 class _Entry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -157,6 +157,9 @@ class _GatewayEndpoint:
         self.where = where
         self._client = client
         self._options = options
+        # aiohttp gives a connection to whoever asks first after it was given back, and not to who waits longest.
+        limit = client.session.connector.limit
+        self._turn = asyncio.Semaphore(limit) if limit else nullcontext()
 
     async def range(self, request: Range, token: str) -> RangeReply:
         body = {
@@ -196,6 +199,10 @@ class _GatewayEndpoint:
                     connection.close()
 
     async def _call(self, method: str, body: dict[str, Any], token: str, reply: type[T]) -> T:
+        async with self._turn:
+            return await self._request(method, body, token, reply)
+
+    async def _request(self, method: str, body: dict[str, Any], token: str, reply: type[T]) -> T:
         # The first lets the event loop look at its sockets, the second lets it act on what it saw: so connections that
         # the server has closed leave the pool before one is taken from it.
         await asyncio.sleep(0)

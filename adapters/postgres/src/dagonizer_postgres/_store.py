@@ -119,15 +119,15 @@ class PostgresCheckpointStore:
                 raise TypeError(f"a PostgresConfig says itself what {', '.join(given)} is")
             self._config: TableConfig = source
             self._address = source.address
-            connect = partial(open_pool, source)
+            connect, limit = partial(open_pool, source), source.pool_size
         elif isinstance(source, asyncpg.Pool):
             self._config = TableConfig(**given)
             self._address = "the given pool's server"
-            connect = partial(lend_pool, source)
+            connect, limit = partial(lend_pool, source), source.get_max_size()
         else:
             raise TypeError(f"a PostgresConfig or an asyncpg.Pool is needed, not {type(source).__name__}")
         self._connections: Connections[asyncpg.Pool] = Connections(
-            connect, timeout=self._config.timeout, owner=type(self), distrust=drop_idle
+            connect, timeout=self._config.timeout, owner=type(self), distrust=drop_idle, limit=limit
         )
 
     @property

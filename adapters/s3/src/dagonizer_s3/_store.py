@@ -78,6 +78,7 @@ class S3CheckpointStore:
             timeout=config.timeout,
             owner=type(self),
             distrust=close_idle,
+            limit=config.max_connections if client is None else client.meta.config.max_pool_connections,
         )
         self._encryption: dict[str, Any] = {
             name: value

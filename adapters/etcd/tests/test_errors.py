@@ -207,6 +207,7 @@ async def test_every_exception_of_aiohttp_becomes_what_the_table_says(cls: type[
     class Client:
         class session:  # noqa: N801 - an attribute
             closed = False
+            connector = None
 
         def call_rpc(self, *_: object, **__: object) -> object:
             raise exc

@@ -158,7 +158,9 @@ class _GatewayEndpoint:
         self._client = client
         self._options = options
         # aiohttp gives a connection to whoever asks first after it was given back, and not to who waits longest.
-        limit = client.session.connector.limit
+        # A session that is closed has none.
+        connector = client.session.connector
+        limit = 0 if connector is None else connector.limit
         self._turn = asyncio.Semaphore(limit) if limit else nullcontext()
 
     async def range(self, request: Range, token: str) -> RangeReply:

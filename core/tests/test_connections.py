@@ -197,6 +197,32 @@ async def test_a_connection_is_distrusted_after_an_operation_that_took_too_long_
         await each.aclose()
 
 
+async def test_an_operation_that_has_waited_for_others_only_says_nothing_of_the_connection():
+    distrusted: list[int] = []
+    leave = asyncio.Event()
+
+    async def distrust(connection: int) -> None:
+        distrusted.append(connection)
+
+    async def deaf(_connection: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await leave.wait()
+            raise
+
+    connections = Server().connections(timeout=0.01, limit=1, distrust=distrust)
+    stuck = asyncio.create_task(connections.read(deaf))
+    await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        await connections.read(identity)
+    assert not distrusted
+    leave.set()
+    with pytest.raises(TimeoutError):
+        await stuck
+    assert distrusted == [1]
+
+
 async def test_an_operation_that_has_failed_is_gone_with_its_error():
     class Used:
         pass
@@ -307,6 +333,11 @@ async def test_operations_beyond_the_limit_are_done_in_the_order_in_which_they_c
 
     await asyncio.gather(*map(user, range(3)))
     assert done == [0, 1, 2] * 3
+
+
+async def test_a_limit_of_zero_is_none():
+    connections = Server().connections(limit=0, timeout=10)
+    assert await connections.read(identity) == await connections.write("key", identity) == 1
 
 
 async def test_nobody_who_writes_a_key_again_and_again_overtakes_who_waits_for_it():

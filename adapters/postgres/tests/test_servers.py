@@ -344,9 +344,10 @@ async def test_the_primary_is_found_and_its_successor_after_a_failover() -> None
             assert await until_done(lambda: store.load("1")) == "before"
 
 
-async def test_a_change_that_has_not_reached_the_synchronous_standby_is_not_acknowledged() -> None:
-    settings = "synchronous_standby_names = 'walreceiver'"
-    with Postgres(settings) as primary, Postgres(primary=primary) as standby:
+@pytest.mark.parametrize("level", ["notice", "error"])
+async def test_a_change_that_has_not_reached_the_synchronous_standby_is_not_acknowledged(level: str) -> None:
+    settings = ("synchronous_standby_names = 'walreceiver'", f"client_min_messages = {level}")
+    with Postgres(*settings) as primary, Postgres(primary=primary) as standby:
         async with (
             opened(primary.url) as store,
             asyncpg.create_pool(primary.url, min_size=1, max_size=1) as pool,

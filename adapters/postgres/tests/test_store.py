@@ -32,6 +32,7 @@ from dagonizer.errors import (
 from dagonizer.url import StoreURL
 from dagonizer_conformance.proxy import FaultProxy
 from dagonizer_postgres import PostgresCheckpointStore, PostgresConfig, _store
+from dagonizer_postgres._pool import drop_idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -693,6 +694,24 @@ async def connections_become(database: Database, most: int) -> None:
     async with asyncio.timeout(10):
         while await database.fetchval(count) > most:
             await asyncio.sleep(0.02)
+
+
+async def test_a_connection_that_the_callers_pool_is_preparing_is_left_alone(database: Database) -> None:
+    preparing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def prepare(_connection: object) -> None:
+        preparing.set()
+        await go_on.wait()
+
+    async with asyncpg.create_pool(database.url, min_size=1, max_size=1, setup=prepare) as pool:
+        acquiring = asyncio.ensure_future(pool.acquire())
+        await preparing.wait()
+        await drop_idle(pool)
+        go_on.set()
+        async with asyncio.timeout(10):
+            connection = await acquiring
+        assert await connection.fetchval("SELECT 1") == 1
+        await pool.release(connection)
 
 
 async def test_loads_that_are_cancelled_while_they_connect(

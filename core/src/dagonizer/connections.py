@@ -37,9 +37,11 @@ class Connections(Generic[C]):
     the message of ``StoreClosedError``.
 
     ``distrust``, if there is one, is called with the connection when an operation has taken too long. A pool leaves
-    its idle connections then: they may have gone silent as well, and each would cost an operation its timeout.
+    its idle connections then: they may have gone silent as well, and each would cost an operation its timeout. It
+    must not wait for the network, and must not raise.
 
-    ``limit`` is how many operations of one event loop may be under way; others wait in the order in which they came.
+    ``limit`` is how many operations of one event loop may be under way, where 0 and None are no limit; others wait in
+    the order in which they came.
     It is for pools that give a connection to whoever asks first after it was given back, and not to who waits longest.
     """
 
@@ -82,7 +84,8 @@ class Connections(Generic[C]):
 
         The caller gets its ``CancelledError`` at once. The writes under ``key`` by this store and event loop are done
         one after the other, in the order in which they came. So none that was cancelled can take effect after a later
-        one, and of many none is overtaken for ever, as it could be by a compare-and-swap.
+        one, and of many none is overtaken for ever, as it could be by a compare-and-swap. The timeout of each begins
+        when it is called, so one that takes too long may take those with it that came at the same time.
         """
         mine = self._of_this_loop()
         mine.begin()
@@ -128,12 +131,14 @@ class Connections(Generic[C]):
         operation: Callable[[C], Awaitable[T]],
         order: AbstractAsyncContextManager[None] = _NO_ORDER,
     ) -> T:
+        waited_for_others = True
         try:
             async with asyncio.timeout(self._timeout):
                 async with order, mine.turn:
+                    waited_for_others = False
                     return await operation(await mine.connection())
         except TimeoutError as exc:
-            if self._distrust is not None and mine.is_connected:
+            if self._distrust is not None and mine.is_connected and not waited_for_others:
                 await self._distrust(await mine.connection())
             # Without asyncio's own part, which refers to the task, and so the task's exception to itself.
             raise exc.with_traceback(None)  # noqa: B904 - it is the same
@@ -155,7 +160,7 @@ class _LoopConnection(Generic[C]):
     """The connection of one event loop, and what uses it."""
 
     def __init__(self, connect: Callable[[], AbstractAsyncContextManager[C]], limit: int | None) -> None:
-        self.turn = nullcontext() if limit is None else asyncio.Semaphore(limit)
+        self.turn = asyncio.Semaphore(limit) if limit else nullcontext()
         # Each as long as a write uses it.
         self._orders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._connect = connect

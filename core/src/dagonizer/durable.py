@@ -43,8 +43,9 @@ async def run(
     checkpoint and changes nothing, however long it was suspended. Of workers that begin a run at the same time, all but
     one raise it before they run a node; one that gets to its first save when the entry is gone begins a new run.
 
-    The deletion alone is unconditional, so give each run a key of its own: a worker that is suspended just before it,
-    until another run has begun under the key, deletes that run's checkpoint.
+    Give each run a key of its own. The deletion alone is unconditional: a worker that is suspended just before it,
+    until another run has begun under the key, deletes that run's checkpoint. And where a version is that of the text
+    (Redis, S3), one that is suspended until another run has come to an equal checkpoint goes on with it in its place.
 
     Raises ``DAGError`` if the entry belongs to another DAG, ``ValidationError`` if it is not a checkpoint,
     ``EncodeError`` if the state cannot be captured, and the store's ``StoreError``.

@@ -358,8 +358,9 @@ class FileCheckpointStore:
         with os.scandir(self._root) as entries:
             for entry in entries:
                 if _TEMP_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                    # Its own save or another sweep was quicker, or it is another user's: no reason to fail this save.
-                    with suppress(FileNotFoundError, PermissionError):
+                    # Its own save or another sweep was quicker, or it is another user's, or whatever else is the matter
+                    # with a file that nobody needs: no reason to fail this save.
+                    with suppress(OSError):
                         _remove_if_dead(Path(entry.path), now)
 
 

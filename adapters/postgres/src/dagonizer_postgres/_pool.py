@@ -152,7 +152,8 @@ async def expire(pool: asyncpg.Pool) -> None:
 async def drop_idle(pool: asyncpg.Pool) -> None:
     """Close the connections that nobody uses, without a word."""
     for holder in pool._holders:  # noqa: SLF001 - no public way
-        if holder.is_connected() and holder.is_idle():
+        # One that has a proxy is being lent to somebody, by the ``setup`` of the caller's pool.
+        if holder.is_connected() and holder.is_idle() and holder._proxy is None:  # noqa: SLF001 - as above
             _drop(holder._con)  # noqa: SLF001 - as above
 
 

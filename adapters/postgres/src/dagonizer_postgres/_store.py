@@ -40,8 +40,11 @@ _SHARE = 0.9
 
 # Acknowledged means durable, whatever the default of the server, the database or the role. Said inside of the
 # statement, for a setting of the session would be lost behind a pooler, and a statement before it costs a round trip.
+# That a wait for synchronous standbys was cancelled is told by a warning.
 _DURABLY = """pg_catalog.set_config('synchronous_commit', CASE pg_catalog.current_setting('synchronous_commit')
-    WHEN 'off' THEN 'on' ELSE pg_catalog.current_setting('synchronous_commit') END, true)"""
+    WHEN 'off' THEN 'on' ELSE pg_catalog.current_setting('synchronous_commit') END, true) AS durable,
+    pg_catalog.set_config('client_min_messages', CASE pg_catalog.current_setting('client_min_messages')
+    WHEN 'error' THEN 'warning' ELSE pg_catalog.current_setting('client_min_messages') END, true) AS warned"""
 
 _INSERT = """INSERT INTO {table} (key, json, revision, saved_at)
     SELECT $1::text, $2::text, $3::uuid, now() FROM {durably} ON CONFLICT (key) """

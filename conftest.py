@@ -1,3 +1,19 @@
 """The servers are fixtures of every test."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
 pytest_plugins = ["dagonizer_test_servers.plugin"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of tests/faults, which only this file can whatever folders are tested."""
+    group = parser.getgroup("faults")
+    group.addoption("--faults", choices=("short", "whole"), default="short", help="how often faults are injected")
+    group.addoption("--faults-seed", type=int, help="the seed of a run that is to be repeated")
+    group.addoption("--faults-report", type=Path, metavar="DIR", help="where faults.json and faults.md go")

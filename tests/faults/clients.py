@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from faults.child import Child
 from faults.ledger import Recorder, calls_in
 
 from dagonizer import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
     from typing import Self
 
-_TESTS = Path(__file__).parents[1]
+    import pytest
+
 _PATIENCE = 60.0
 _PAUSE = 0.05
 SIZES = (0, 0, 0, 3_000, 60_000)
@@ -34,68 +33,69 @@ class Clients:
         self, folder: Path, urls: Sequence[str], number: int, *, prefix: str, seed: str, sizes: Sequence[int] = SIZES
     ) -> None:
         self.keys: list[str] = []
-        self._folder = folder
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._plans = []
+        self._processes: list[Child] = []
+        self._ledgers: list[Path] = []
         shared = f"{prefix}-shared"
         for client in range(number):
             own = [f"{prefix}-{client}-{n}" for n in range(3)]
             self.keys += own
+            ledger = folder / f"client{client}"
             plan = {
                 "url": urls[client % len(urls)],
-                "ledger": str(folder / f"client{client}"),
+                "ledger": str(ledger),
                 "keys": [*own, shared],
                 "sizes": list(sizes),
                 "seed": f"{seed} {client}",
             }
-            self._plans.append(plan)
+            self._processes.append(Child("faults.client", plan))
+            self._ledgers.append(ledger)
         self.keys.append(shared)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.callback(self._end)
-            for plan in self._plans:
-                process = subprocess.Popen([sys.executable, "-m", "faults.client"], stdin=subprocess.PIPE, cwd=_TESTS)
-                self._processes.append(process)
-                process.stdin.write(json.dumps(plan).encode() + b"\n")
-                process.stdin.flush()
+            for process in self._processes:
+                stack.enter_context(process)
             self.wait_for_acknowledgements()
-            stack.pop_all()
+            self._running = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        with self._running:
+            statuses = [process.finish(patience=_PATIENCE) for process in self._processes]
+        assert not any(statuses), statuses
 
-    def wait_for_acknowledgements(self, number: int = 1) -> None:
-        """Return once each client has had ``number`` more calls acknowledged, all begun from now on."""
+    def wait_for_acknowledgements(self, number: int = 1, *, name: str | None = None) -> None:
+        """Return once each client has had ``number`` more calls acknowledged, all begun from now on.
+
+        ``name`` is that of the calls which count, if not all do.
+        """
         deadline = time.monotonic() + _PATIENCE
-        waiting = {ledger: _size(ledger) for ledger in map(Path, (plan["ledger"] for plan in self._plans))}
-        while waiting := {ledger: size for ledger, size in waiting.items() if _acknowledged(ledger, size) < number}:
+        waiting = {ledger: _size(ledger) for ledger in self._ledgers}
+        while waiting := {
+            ledger: offset for ledger, offset in waiting.items() if _acknowledged(ledger, offset, name) < number
+        }:
             assert time.monotonic() < deadline, (
                 f"no answer for {_PATIENCE:g} s: {sorted(path.stem for path in waiting)}"
             )
-            assert all(process.poll() is None for process in self._processes), "a client has ended"
+            assert not any(process.ended for process in self._processes), "a client has ended"
             time.sleep(_PAUSE)
 
-    def _end(self) -> None:
-        for process in self._processes:
-            process.stdin.close()
-        try:
-            statuses = [process.wait(_PATIENCE) for process in self._processes]
-        finally:
-            for process in self._processes:
-                process.kill()
-                process.wait()
-        assert not any(statuses), statuses
+
+def store_url(store: str, folder: Path, request: pytest.FixtureRequest) -> str:
+    """Return the URL of a store by its scheme, on the shared server, or in ``folder`` if it has none."""
+    if store == "file":
+        return f"file://{folder}/store"
+    return request.getfixturevalue("server").url.replace("etcd:", f"{store}:", 1)
 
 
 def _size(ledger: Path) -> int:
     return ledger.stat().st_size if ledger.exists() else 0
 
 
-def _acknowledged(ledger: Path, offset: int) -> int:
-    """Return how many calls were begun behind ``offset`` and have succeeded."""
-    return sum(call.acknowledged for call in calls_in(ledger, offset)) if ledger.exists() else 0
+def _acknowledged(ledger: Path, offset: int, name: str | None) -> int:
+    """Return how many calls were begun behind ``offset`` and have succeeded, only those of ``name`` if it is given."""
+    calls = calls_in(ledger, offset) if ledger.exists() else ()
+    return sum(call.acknowledged and name in (None, call.name) for call in calls)
 
 
 async def look(url: str, keys: Iterable[str], ledger: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
-from faults.report import Row, table, write
+from faults.report import Report, Row
 
-from dagonizer_test_servers import shared
+from dagonizer_test_servers.shared import External, NoServerError
 
 if TYPE_CHECKING:
     from dagonizer_test_servers.shared import Server
@@ -20,13 +21,7 @@ T = TypeVar("T")
 _KINDS = {"postgresql": "postgres", "redis": "redis", "s3": "s3", "etcd": "etcd", "etcd+http": "etcd"}
 _ROWS = pytest.StashKey[list[Row]]()
 _SEED = pytest.StashKey[int]()
-
-
-def pytest_addoption(parser):
-    group = parser.getgroup("faults")
-    group.addoption("--faults", choices=("short", "whole"), default="short", help="how often faults are injected")
-    group.addoption("--faults-seed", type=int, help="the seed of a run that is to be repeated")
-    group.addoption("--faults-report", type=Path, metavar="DIR", help="where faults.json and faults.md go")
+_FOLDER = Path(__file__).parent
 
 
 def pytest_configure(config):
@@ -35,14 +30,34 @@ def pytest_configure(config):
     config.stash[_SEED] = secrets.randbelow(1_000_000) if seed is None else seed
 
 
+def pytest_collection_modifyitems(items):
+    """Name the servers, so that they are started together before the first test."""
+    for item in items:
+        if item.path.is_relative_to(_FOLDER) and hasattr(item, "callspec"):
+            store = item.callspec.params.get("store")
+            if store in _KINDS:
+                item.fixturenames.append(_fixture(store))
+
+
 def pytest_terminal_summary(terminalreporter, config):
-    rows, seed, scale = config.stash[_ROWS], config.stash[_SEED], config.option.faults
-    if not rows:
+    def tests(*outcomes):
+        reports = [report for outcome in outcomes for report in terminalreporter.getreports(outcome)]
+        folder = _FOLDER.relative_to(config.rootpath).as_posix()
+        return sorted({report.nodeid for report in reports if report.nodeid.startswith(f"{folder}/")})
+
+    report = Report(
+        seed=config.stash[_SEED],
+        scale=config.option.faults,
+        rows=config.stash[_ROWS],
+        failed=tests("failed", "error"),
+        skipped=tests("skipped"),
+    )
+    if not (report.rows or report.failed or report.skipped):
         return
-    terminalreporter.section(f"faults: {scale}, --faults-seed={seed}")
-    terminalreporter.write_line(table(rows))
+    terminalreporter.section(f"faults: {report.scale}, --faults-seed={report.seed}")
+    terminalreporter.write_line(str(report))
     if config.option.faults_report:
-        write(config.option.faults_report, rows, seed=seed, scale=scale)
+        report.write(config.option.faults_report)
 
 
 class Faults:
@@ -68,7 +83,22 @@ def faults(request) -> Faults:
     return Faults(request.config, request.node.name)
 
 
+def _fixture(store: str) -> str:
+    return f"{_KINDS[store]}_server"
+
+
 @pytest.fixture
-def server(store) -> Server:
+def server(request, store) -> Server:
     """The server of ``store``, which is the scheme of a URL."""
-    return shared(_KINDS[store])
+    return request.getfixturevalue(_fixture(store))
+
+
+@pytest.fixture
+def killable_server(server) -> Server:
+    """The same, for a test that kills it."""
+    if isinstance(server, External):
+        reason = "the server was named by the environment, so the tests cannot kill it"
+        if os.environ.get("CI"):
+            raise NoServerError(reason)
+        pytest.skip(f"{reason}; set CI=true to make this a failure")
+    return server

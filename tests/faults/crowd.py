@@ -2,17 +2,21 @@
 
 The first line of its input is the plan, as JSON. Then it tells with a line when it is ready, when each task has had an
 answer, when all tasks have stopped, and when the store is closed, and between these waits for a line. A plan with a
-``ledger`` is for one task, which keeps it; else each task remembers what must be under its own keys.
+``ledger`` is for one task, which keeps it; else the process remembers what may be under each of the keys.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from faults.ledger import Recorder, read
@@ -37,16 +41,62 @@ class Tally:
         self.torn: list[str] = []
 
 
-class Rememberer:
-    """A client of ``store`` that remembers what it has saved under ``own`` keys, and compares what it loads."""
+@dataclass(slots=True)
+class Write:
+    """A write of ``value``, None for a deletion. Its end is known when it was acknowledged."""
 
-    def __init__(self, store, name, own, tally):
+    value: str | None
+    ended: float = inf
+    # When the first write was acknowledged that had begun after this one's end.
+    overridden: float = inf
+
+
+class History:
+    """What may be found under one key, however many tasks use it. Times are those of ``clock``, which counts."""
+
+    clock = itertools.count(1)
+
+    def __init__(self) -> None:
+        self._writes = [Write(None, ended=0)]
+        # When those began that are under way.
+        self._loads: set[int] = set()
+
+    @contextmanager
+    def loading(self):
+        """Yield a function that returns whether a load, begun now, may find a value."""
+        began = next(self.clock)
+        self._loads.add(began)
+        try:
+            yield lambda value: any(write.value == value and write.overridden > began for write in self._writes)
+        finally:
+            self._loads.remove(began)
+
+    @contextmanager
+    def writing(self, value):
+        """Write ``value`` within the context. If that raises, it may have been written, then or later."""
+        write = Write(value)
+        self._writes.append(write)
+        began = next(self.clock)
+        yield
+        write.ended = next(self.clock)
+        for earlier in self._writes:
+            if earlier.ended < began:
+                earlier.overridden = min(earlier.overridden, write.ended)
+        # What no load may find any more need not be remembered.
+        oldest = min(self._loads, default=inf)
+        self._writes = [one for one in self._writes if one.overridden > min(oldest, write.ended)]
+
+
+class Rememberer:
+    """A client of ``store`` that compares what it loads with the ``histories`` of the keys, which it goes on with."""
+
+    def __init__(self, store, name, own, histories, tally):
         self.store = store
+        self.own = own
         self._name = name
+        self._histories = histories
         self._tally = tally
         self._number = 0
-        # What may be there: the last that was acknowledged, and what was not acknowledged since.
-        self.own = {key: {None} for key in own}
 
     async def save(self, key, size):
         self._number += 1
@@ -57,29 +107,29 @@ class Rememberer:
         await self._write(key, None, self.store.delete(key))
 
     async def load(self, key):
-        answered, text = await self._call(self.store.load(key))
-        if answered:
-            value, damage = read(key, text)
+        with self._counted(), self._histories[key].loading() as may_find:
+            value, damage = read(key, await self.store.load(key))
             if damage:
                 self._tally.torn.append(f"{self._name} read {key!r}: {damage}")
-            elif value not in self.own.get(key, {value}):
-                self._tally.lost.append(f"{self._name} found {value} under {key!r}, not {self.own[key]}")
+            elif not may_find(value):
+                self._tally.lost.append(f"{self._name} found {value} under {key!r}, which was overridden")
 
     async def _write(self, key, value, call):
-        answered, _ = await self._call(call)
-        if key in self.own:
-            self.own[key] = {value} if answered else self.own[key] | {value}
+        with self._counted(), self._histories[key].writing(value):
+            await call
 
-    async def _call(self, call):
+    @contextmanager
+    def _counted(self):
+        """Count a call, and go on if the store fails."""
         began = time.monotonic()
         try:
-            answer = await call
+            yield
         except StoreError as exc:
             self._tally.errors[type(exc).__name__] += 1
-            return False, None
-        self._tally.acknowledged += 1
-        self._tally.longest_wait = max(self._tally.longest_wait, time.monotonic() - began)
-        return True, answer
+        else:
+            self._tally.acknowledged += 1
+        finally:
+            self._tally.longest_wait = max(self._tally.longest_wait, time.monotonic() - began)
 
 
 async def use(client, own, plan, chance, *, stopped, answered):
@@ -97,19 +147,21 @@ async def use(client, own, plan, chance, *, stopped, answered):
         await asyncio.sleep(plan["pause"] * chance.random())
 
 
-async def check(url, clients):
-    """Load what each has under its own keys, with another store, and remove it."""
+async def check(url, clients, shared):
+    """Load what each has under its own keys, and what is under the ``shared`` ones, with another store; remove it."""
     few = asyncio.Semaphore(_AT_ONCE)
 
-    async def check_one(client, store):
-        client.store = store
+    async def check_one(client, key):
         async with few:
-            for key in client.own:
-                await client.load(key)
-                await client.delete(key)
+            await client.load(key)
+            await client.delete(key)
 
     async with open_store(url) as store:
-        await asyncio.gather(*(check_one(client, store) for client in clients))
+        for client in clients:
+            client.store = store
+        everything = [(client, key) for client in clients for key in client.own]
+        everything += [(clients[0], key) for key in shared]
+        await asyncio.gather(*(check_one(client, key) for client, key in everything))
 
 
 async def leaked(before):
@@ -145,7 +197,8 @@ async def main() -> None:
         if plan["ledger"]:
             clients = [Recorder(store, Path(plan["ledger"]))]
         else:
-            clients = [Rememberer(store, f"task{n}", keys, tally) for n, keys in enumerate(plan["own"])]
+            histories = defaultdict(History)
+            clients = [Rememberer(store, f"task{n}", own, histories, tally) for n, own in enumerate(plan["own"])]
         answered = [asyncio.Event() for _ in clients]
         async with asyncio.TaskGroup() as tasks:
             for n, (client, own) in enumerate(zip(clients, plan["own"], strict=True)):
@@ -159,7 +212,7 @@ async def main() -> None:
     if plan["ledger"]:
         clients[0].close()
     else:
-        await check(plan["checked"], clients)
+        await check(plan["checked"], clients, plan["shared"])
     tell(leaked=await leaked(before), **vars(tally))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,9 @@ class Recorder:
         path.touch(0o600)
         self._number = sum(1 for _ in calls_in(path))
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        before = path.read_bytes()
+        if before and not before.endswith(b"\n"):
+            os.write(self._file, b"\n")
 
     async def save(self, key: str, size: int = 0) -> bool:
         """Save the next value of this client, of ``size`` bytes; return whether it was acknowledged."""
@@ -119,10 +122,13 @@ def calls_in(path: Path, offset: int = 0) -> Iterator[Call]:
     begun: Call | None = None
     with path.open("rb") as file:
         file.seek(offset)
-        lines = file.read().splitlines(keepends=True)
+        lines = file.read().splitlines()
     for line in lines:
-        # Half a line is one that is being written.
-        entry = json.loads(line) if line.startswith(b"{") and line.endswith(b"\n") else {}
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            # Half a line: it is being written, or its writer was killed meanwhile.
+            entry = {}
         if begun is not None:
             yield replace(begun, **dict(zip(_END, entry["end"], strict=True))) if "end" in entry else begun
             begun = None
@@ -168,30 +174,45 @@ def judge(folder: Path, *, linearizable: bool = True) -> Judgement:
         torn=[f"{call.client} read {call.key!r}: {call.damage}" for call in calls if call.damage],
     )
     for key, history in by_key.items():
-        if len({call.client for call in history if call.name != "load"}) <= 1:
-            judgement.lost += lost(history)
+        judgement.lost += lost(history)
         if linearizable:
             judgement.impossible += _impossible(key, history)
     return judgement
 
 
 def lost(history: Sequence[Call]) -> list[str]:
-    """Describe the reads that missed what was acknowledged, in the order of starts, under a key with one writer.
+    """Describe the reads that missed what was acknowledged, in the order of starts, under a key.
 
-    A read must find the last value that was acknowledged before it began, or a later one whose outcome was unknown.
+    A read must not find a write that was overridden before it began: by one that was acknowledged, and either began
+    after the other had been acknowledged or is a later one of the same client. Nothing is a write before all others.
     """
     writes = [call for call in history if call.name != "load"]
+    by_value: defaultdict[str | None, list[Call]] = defaultdict(list)
+    for write in writes:
+        by_value[write.value].append(write)
+    ends = deque(sorted((write for write in writes if write.acknowledged), key=lambda write: write.ended))
+    newest: Call | None = None
+    newest_of: dict[str, int] = {}
     described = []
-    for call in history:
-        if call.name != "load" or not call.acknowledged or call.damage:
+    for load in history:
+        if load.name != "load" or not load.acknowledged or load.damage:
             continue
-        begun = [write for write in writes if write.started < call.ended]
-        past = [n for n, write in enumerate(begun) if write.acknowledged and write.ended < call.started]
-        allowed = [write.value for write in begun[past[-1] :]] if past else [None, *(write.value for write in begun)]
-        if call.value not in allowed:
-            described.append(
-                f"{call.client} found {call.value} under {call.key!r}, where {allowed[0]} was acknowledged"
-            )
+        while ends and ends[0].ended < load.started:
+            write = ends.popleft()
+            newest_of[write.client] = max(write.started, newest_of.get(write.client, 0))
+            if newest is None or write.started > newest.started:
+                newest = write
+        if newest is None and load.value is None:
+            continue
+        # The later ones first, as one of them it mostly is; there may be many deletes.
+        if not any(
+            write.started < load.ended
+            and newest_of.get(write.client, 0) <= write.started
+            and (newest is None or not write.acknowledged or newest.started <= write.ended)
+            for write in reversed(by_value[load.value])
+        ):
+            missed = f"{newest.value} was acknowledged" if newest else "it had not been written"
+            described.append(f"{load.client} found {load.value} under {load.key!r}, where {missed}")
     return described
 
 

@@ -6,7 +6,7 @@ import re
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from faults.ledger import read
 from faults.report import Row
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from dagonizer import CheckpointStore
 
+T = TypeVar("T")
+
 SAVES = ("save", "save new", "save_if", "save_if new")
 CHANGES = (*SAVES, "delete")
 LOADS = ("load", "load_versioned")
@@ -34,8 +36,9 @@ _WHERE = re.compile(r"127\.0\.0\.1:\d+|(?<=file://).+")
 class Trial:
     """One store object, with an old entry and an absent one, and another client that looks at them.
 
-    ``size`` is that of the values in bytes, ``where`` what every message must name. What is not as it should be is collected in ``wrong``, since the row is
-    told first.
+    ``size`` is that of the values in bytes, ``where`` what every message must name. What is not as it should be is
+    collected in ``wrong``, since the row is told first. The fault is there from ``begin`` until ``recovered``: what
+    succeeds meanwhile is counted.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Trial:
         self._size = size
         self._secrets = secrets
         self._number = 0
+        self._is_there = False
 
     def text(self, key: str, size: int | None = None) -> str:
         """Return the next value."""
@@ -75,15 +79,24 @@ class Trial:
         await self.store.save(self.old, self._saved)
         self._version = (await self.store.load_versioned(self.old)).version
 
-    async def fill(self, size: int) -> None:
-        """Save a filler again and again, with ``size`` bytes, until that is refused."""
+    def begin(self) -> None:
+        """Say that the fault is there. ``fill`` and ``refused`` know that themselves."""
+        self._is_there = True
+
+    async def fill(self, size: int, error: type[StoreError], match: str) -> None:
+        """Save a filler again and again, with ``size`` bytes, until that is refused, as ``refused`` expects it."""
         for _ in range(_MOST_FILLERS):
             try:
                 await self.store.save(self.filler, self.text(self.filler, size))
             except StoreError as exc:
-                self.errors[type(exc).__name__] += 1
+                self.begin()
+                self._judge("filling", exc, error, match)
                 return
         raise AssertionError(f"{_MOST_FILLERS} saves did not fill it")
+
+    async def make_room(self) -> None:
+        """Delete the filler."""
+        await self._succeed(self.store.delete(self.filler))
 
     async def refused(
         self, error: type[StoreError], match: str, *names: str, by: CheckpointStore | None = None
@@ -92,25 +105,20 @@ class Trial:
 
         ``by`` is a store to make them with instead of the one on trial.
         """
+        self.begin()
         calls = self._calls(by or self.store)
         for name in names:
-            started = time.monotonic()
             try:
-                await calls[name]()
+                await self._succeed(calls[name]())
             except StoreError as exc:
-                self.errors[type(exc).__name__] += 1
                 self._judge(name, exc, error, match)
             else:
                 self.wrong.append(f"{name} was done")
-            self.longest_wait = max(self.longest_wait, time.monotonic() - started)
 
     async def done(self, *names: str) -> None:
         """Make the calls, each of which must succeed, and put back what they changed."""
         for name in names:
-            started = time.monotonic()
-            await self._calls(self.store)[name]()
-            self.longest_wait = max(self.longest_wait, time.monotonic() - started)
-            self.acknowledged += 1
+            await self._succeed(self._calls(self.store)[name]())
             if name not in READS:
                 await self.store.delete(self.new)
                 await self.prepare()
@@ -123,7 +131,7 @@ class Trial:
     async def look(self, client: CheckpointStore, *, listing: bool = True) -> None:
         """See with ``client`` that the old entry is as it was, and that there is no other."""
         for key, expected in ((self.old, self._saved), (self.new, None)):
-            text = await client.load(key)
+            text = await self._succeed(client.load(key))
             _, damage = read(key, text)
             if damage:
                 self.torn += 1
@@ -132,24 +140,32 @@ class Trial:
                 self.lost += 1
                 self.wrong.append(f"{key!r} is another than before")
         if listing:
-            keys = [key async for key in client.list_keys(self.prefix)]
+            keys = await self._succeed(_listed(client, self.prefix))
             if keys != [self.old]:
+                self.lost += 1
                 self.wrong.append(f"{keys} are listed")
 
     async def recovered(self) -> None:
         """Show that the fault is over for the same store: all was as before, and every call is done."""
         self.injected += 1
+        self._is_there = False
         await self.intact()
         await self.done(*CALLS)
         await self.intact()
 
+    async def _succeed(self, call: Awaitable[T]) -> T:
+        """Make a call, and count it if it succeeds while the fault is there."""
+        started = time.monotonic()
+        try:
+            answer = await call
+        finally:
+            self.longest_wait = max(self.longest_wait, time.monotonic() - started)
+        self.acknowledged += self._is_there
+        return answer
+
     def _calls(self, store: CheckpointStore) -> dict[str, Callable[[], Awaitable[object]]]:
         """Return every call, of which only those with "new" are about the absent entry."""
         old, new = self.old, self.new
-
-        async def listed() -> list[str]:
-            return [key async for key in store.list_keys(self.prefix)]
-
         return {
             "save": lambda: store.save(old, self.text(old)),
             "save new": lambda: store.save(new, self.text(new)),
@@ -158,7 +174,7 @@ class Trial:
             "delete": lambda: store.delete(old),
             "load": lambda: store.load(old),
             "load_versioned": lambda: store.load_versioned(old),
-            "list_keys": listed,
+            "list_keys": lambda: _listed(store, self.prefix),
         }
 
     def row(self, fault: str, store: str) -> Row:
@@ -176,6 +192,7 @@ class Trial:
         )
 
     def _judge(self, name: str, exc: StoreError, error: type[StoreError], match: str) -> None:
+        self.errors[type(exc).__name__] += 1
         said = str(exc)
         if type(exc) is not error:
             self.wrong.append(f"{name} raised {type(exc).__name__}, not {error.__name__}: {said}")
@@ -190,6 +207,10 @@ class Trial:
             if any(secret in text for secret in self._secrets for text in shown):
                 self.wrong.append(f"{name} shows a secret in {type(cause).__name__}")
             cause = cause.__cause__ or cause.__context__
+
+
+async def _listed(store: CheckpointStore, prefix: str) -> list[str]:
+    return [key async for key in store.list_keys(prefix)]
 
 
 @asynccontextmanager

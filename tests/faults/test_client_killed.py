@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import asyncpg
@@ -17,17 +15,14 @@ import boto3
 import grpc
 import pytest
 from aetcd import rpc
-from faults.clients import look
+from faults.child import Child
+from faults.clients import look, store_url
 from faults.ledger import Recorder, judge
 from faults.report import Row
 from redis.asyncio import Redis
 
 from dagonizer import StoreURL, open_store
 from dagonizer_s3 import S3Config
-from dagonizer_test_servers import shared
-
-if TYPE_CHECKING:
-    from typing import Self
 
 KEYS = 3
 # The last one is in two chunks in etcd.
@@ -35,42 +30,37 @@ LARGE = 1_300_000
 SIZES = (0, 0, 3_000, 60_000, 60_000, 400_000, LARGE)
 TIMEOUT = 8
 PROMPT = TIMEOUT / 2
-_TESTS = Path(__file__).parents[1]
 _PATIENCE = 60.0
+_PATIENCE_PER_KILL = 10.0
 _PAUSE = 0.05
 
 
-class Saver:
-    """The process that starts the clients and kills them, until the context ends."""
+class Saver(Child):
+    """The process that starts the clients and kills them, until the context ends. Its client ends when it does."""
 
     def __init__(self, plan: dict[str, Any]) -> None:
-        self._plan = plan
-
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "faults.saver"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_TESTS)
-        self._tell(self._plan)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Its client ends when it does.
-        self._process.kill()
-        self._process.communicate()
+        super().__init__("faults.saver", plan)
 
     def kill(self, number: int) -> dict[str, float]:
         """Kill ``number`` clients in the middle of a save, and return what was seen."""
-        self._tell(number)
-        answer = self._process.stdout.readline()
-        assert answer, "the process that kills clients has failed"
-        return json.loads(answer)
-
-    def _tell(self, what: object) -> None:
-        self._process.stdin.write(json.dumps(what).encode() + b"\n")
-        self._process.stdin.flush()
+        self.tell(number)
+        return self.told(patience=_PATIENCE + number * _PATIENCE_PER_KILL)
 
 
 class Backend:
-    """Where a store keeps its entries, looked at around it. ``held`` counts what is there, by kind."""
+    """Where the store at ``base`` keeps its entries, looked at around it. ``held`` counts what is there, by kind.
+
+    ``url`` is that of a store which has the place that ``name`` says to itself.
+    """
+
+    url: str
+
+    def __init__(self, name: str, base: str) -> None:
+        raise NotImplementedError
+
+    async def held(self) -> Counter[str]:
+        """Return how much there is: entries, and what should not be there for ever."""
+        raise NotImplementedError
 
     async def leases(self) -> set[int]:
         """Return what ends by itself some time after a client's death."""
@@ -86,9 +76,9 @@ class Backend:
 class Files(Backend):
     """A directory."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self._root = folder / name
-        self.url = f"file://{self._root}?timeout={TIMEOUT}"
+    def __init__(self, name: str, base: str) -> None:
+        self.url = f"{base}/{name}?timeout={TIMEOUT}"
+        self._root = Path(StoreURL.parse(self.url).path)
 
     async def held(self) -> Counter[str]:
         names = [path.name for path in self._root.iterdir()]
@@ -98,9 +88,9 @@ class Files(Backend):
 class Rows(Backend):
     """A table of PostgreSQL, and the connections of the clients."""
 
-    def __init__(self, name: str, _folder: Path) -> None:
+    def __init__(self, name: str, base: str) -> None:
         self._name = name
-        self._server = shared("postgres").url
+        self._server = base
         self.url = f"{self._server}?table={name}&application_name={name}&timeout={TIMEOUT}"
 
     async def held(self) -> Counter[str]:
@@ -114,31 +104,42 @@ class Rows(Backend):
 
     async def remove(self) -> None:
         db = await asyncpg.connect(self._server)
-        await db.execute(f'DROP TABLE "{self._name}"')
+        await db.execute(f'DROP TABLE IF EXISTS "{self._name}"')
         await db.close()
 
 
 class Strings(Backend):
-    """What there is in a Redis server that was not there before, connections too."""
+    """What there is in a Redis server under a prefix, and the connections of a user who has that name, too."""
 
-    def __init__(self, name: str, _folder: Path) -> None:
-        self._server = shared("redis").url
-        self.url = f"{self._server}?prefix={name}&timeout={TIMEOUT}"
-        self._before = asyncio.run(self._counts())
+    def __init__(self, name: str, base: str) -> None:
+        self._name = name
+        self._server = base
+        (host,) = StoreURL.parse(base).hosts
+        self.url = f"redis://{name}:{name}@{host.name}:{host.port}?prefix={name}&timeout={TIMEOUT}"
+        asyncio.run(self._add_user())
 
     async def held(self) -> Counter[str]:
-        return await self._counts() - self._before
-
-    async def _counts(self) -> Counter[str]:
         async with Redis.from_url(self._server) as client:
-            return Counter(entries=await client.dbsize(), connections=len(await client.client_list()))
+            keys = [key async for key in client.scan_iter(match=f"{self._name}:*")]
+            connections = [one for one in await client.client_list() if one["user"] == self._name]
+        return Counter(entries=len(keys), connections=len(connections))
+
+    async def remove(self) -> None:
+        async with Redis.from_url(self._server) as client:
+            await client.acl_deluser(self._name)
+
+    async def _add_user(self) -> None:
+        async with Redis.from_url(self._server) as client:
+            await client.acl_setuser(
+                self._name, enabled=True, passwords=[f"+{self._name}"], keys=["*"], commands=["+@all"]
+            )
 
 
 class Objects(Backend):
     """The objects under a prefix, and uploads of several parts."""
 
-    def __init__(self, name: str, _folder: Path) -> None:
-        url, _, query = shared("s3").url.partition("?")
+    def __init__(self, name: str, base: str) -> None:
+        url, _, query = base.partition("?")
         self.url = f"{url.removesuffix('/')}/{quote(name)}?{query}&timeout={TIMEOUT}"
         self._config = S3Config.from_url(StoreURL.parse(self.url))
 
@@ -164,13 +165,12 @@ class Objects(Backend):
 class Pairs(Backend):
     """What etcd holds under a prefix; of the chunks only those that no entry refers to."""
 
-    scheme = "etcd"
-
-    def __init__(self, name: str, _folder: Path) -> None:
-        (host,) = StoreURL.parse(shared("etcd").url).hosts
+    def __init__(self, name: str, base: str) -> None:
+        url = StoreURL.parse(base)
+        (host,) = url.hosts
         self._authority = f"{host.name}:{host.port}"
         self._prefix = f"/{name}//".encode()
-        self.url = f"{self.scheme}://{self._authority}/{name}?timeout={TIMEOUT}"
+        self.url = f"{url.scheme}://{self._authority}/{name}?timeout={TIMEOUT}"
         self._before = asyncio.run(self._leases())
 
     async def held(self) -> Counter[str]:
@@ -202,12 +202,6 @@ class Pairs(Backend):
         return grpc.aio.insecure_channel(self._authority, [("grpc.max_receive_message_length", -1)])
 
 
-class GatewayPairs(Pairs):
-    """The same, for clients of the JSON gateway."""
-
-    scheme = "etcd+http"
-
-
 def _chunks(value: bytes) -> int:
     """Return how many chunks an entry has, by its header if it has one."""
     head, _, header = value.partition(b" ")
@@ -220,16 +214,22 @@ BACKENDS = {
     "redis": Strings,
     "s3": Objects,
     "etcd": Pairs,
-    "etcd+http": GatewayPairs,
+    "etcd+http": Pairs,
 }
 
 
-@pytest.mark.parametrize("store", BACKENDS)
-def test_a_client_that_is_killed_in_a_save_tears_nothing_and_leaves_nothing(store, faults, tmp_path):
-    kills = faults.scale(short=8, whole=200)
+@pytest.fixture
+def backend(store, faults, tmp_path, request):
     name = f"clientkilled_{faults.random.getrandbits(32):08x}"
-    backend = BACKENDS[store](name, tmp_path)
-    keys = [f"{name}-{number}" for number in range(KEYS)]
+    backend = BACKENDS[store](name, store_url(store, tmp_path, request))
+    yield backend
+    asyncio.run(backend.remove())
+
+
+@pytest.mark.parametrize("store", BACKENDS)
+def test_a_client_that_is_killed_in_a_save_tears_nothing_and_leaves_nothing(backend, store, faults, tmp_path):
+    kills = faults.scale(short=8, whole=200)
+    keys = [f"key-{number}" for number in range(KEYS)]
     ledgers = tmp_path / "ledgers"
     ledgers.mkdir()
     ledger = ledgers / "client"
@@ -241,7 +241,6 @@ def test_a_client_that_is_killed_in_a_save_tears_nothing_and_leaves_nothing(stor
         left_by_all = asyncio.run(left_to_the_next(backend, keys, ledger, wait=faults.scale(short=False, whole=True)))
     asyncio.run(look(backend.url, keys, ledgers / "afterwards"))
     left_in_the_end = asyncio.run(left(backend, Counter()))
-    asyncio.run(backend.remove())
     judgement = judge(ledgers)
     killed, clients = (few[what] + more[what] for what in ("killed", "clients"))
     slowest = max(few["slowest"], more["slowest"])

@@ -18,6 +18,8 @@ from dagonizer_test_servers.redis import Cluster, Replicated, until
 CLIENTS = 4
 SIZES = (3_000, 60_000)
 TIMEOUT = 4
+# A process that shares the machine with the others may be told late that the time is over.
+NOISE = 2
 _PATIENCE = 60.0
 _PAUSE = 0.05
 
@@ -54,25 +56,19 @@ class Failover:
 
     def wait_for_saves(self):
         """Return once each client has begun another save and had it acknowledged."""
-        self._wait(lambda call: call.name == "save" and call.acknowledged)
+        self._clients.wait_for_acknowledgements(name="save")
 
     def wait_for_refused_saves(self):
         """Return once each client has begun another save and had an error, and nobody another acknowledgement."""
-        begun = self._wait(lambda call: call.name == "save" and call.error)
-        saves = [call for path, offset in begun.items() for call in calls_in(path, offset) if call.name == "save"]
-        assert not any(call.acknowledged for call in saves)
-
-    def _wait(self, condition):
-        """Wait for such a call of each client. Return where in their ledgers those calls begin that may be it."""
         deadline = time.monotonic() + _PATIENCE
         begun = {path: path.stat().st_size for path in self._folder.iterdir()}
-        waiting = dict(begun)
-        while waiting := {
-            path: size for path, size in waiting.items() if not any(map(condition, calls_in(path, size)))
-        }:
-            assert time.monotonic() < deadline, f"not within {_PATIENCE:g} s: {sorted(path.stem for path in waiting)}"
+        while True:
+            saves = [[call for call in calls_in(*ledger) if call.name == "save"] for ledger in begun.items()]
+            assert not any(save.acknowledged for each in saves for save in each)
+            if all(any(save.error for save in each) for each in saves):
+                return
+            assert time.monotonic() < deadline, f"not all were refused a save within {_PATIENCE:g} s"
             time.sleep(_PAUSE)
-        return begun
 
     def look(self):
         """Judge what there is after all, when the clients have ended."""
@@ -101,7 +97,7 @@ def expect_followed(judgement):
     """Raise ``AssertionError`` if anything was lost, or a caller saw more than that the store is unavailable."""
     judgement.expect_nothing_lost()
     assert set(judgement.errors) <= {"StoreUnavailableError"}
-    assert judgement.longest_wait < 2 * TIMEOUT
+    assert judgement.longest_wait < TIMEOUT + NOISE
 
 
 # etcd.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import tempfile
+from base64 import b64encode
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 from faults.refusals import CALLS, CHANGES, LOADS, READS, SAVES, trial
@@ -263,7 +267,7 @@ async def test_an_s3_bucket_that_is_closed_for_its_quota(faults, s3):
             with quota(s3):
                 await at.refused(StoreUnavailableError, "500 InternalError", *SAVES)
                 await at.intact()
-                await at.store.delete(at.filler)
+                await at.make_room()
             await at.recovered()
 
 
@@ -370,10 +374,25 @@ async def test_etcd_tokens_that_have_expired(faults, etcd):
     async with AsyncExitStack() as stack:
         trials = [await stack.enter_async_context(etcd_trial(faults, "token expired", name, etcd)) for name in ETCD]
         for _ in range(faults.scale(short=1, whole=2)):
+            # Younger than those of the stores.
+            token = ask(etcd, "auth/authenticate", {"name": "worker", "password": RIGHT})["token"]
             # There is nothing to wait for but the server's clock, and it looks at tokens once a second.
             await asyncio.sleep(TOKEN_SECONDS + 2)
+            with pytest.raises(HTTPError) as refused:
+                ask(etcd, "kv/range", {"key": b64encode(b"/dagonizer//").decode()}, token)
+            assert "invalid auth token" in refused.value.read().decode()
             for at in trials:
+                at.begin()
                 fillers = [f"{at.filler}-{number}" for number in range(8)]
                 await asyncio.gather(*(at.store.save(filler, "") for filler in fillers))
+                at.acknowledged += len(fillers)
+                await at.done(*CALLS)
                 await at.recovered()
                 await asyncio.gather(*(at.store.delete(filler) for filler in fillers))
+
+
+def ask(etcd, method, question, token=""):
+    """Ask a question over the JSON gateway, and return the answer. Raises ``HTTPError``."""
+    request = Request(f"{etcd.client_url}/v3/{method}", json.dumps(question).encode(), {"Authorization": token})
+    with urlopen(request) as answer:
+        return json.load(answer)

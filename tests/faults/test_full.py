@@ -99,7 +99,7 @@ async def test_a_postgres_without_space_for_its_log(faults):
                 await administer(server, "CHECKPOINT")
                 with volume.full():
                     # It has some segments already.
-                    await at.fill(1_200_000)
+                    await at.fill(1_200_000, StoreUnavailableError, "check that the server is up")
                     await at.refused(StoreUnavailableError, "check that the server is up", *SAVES)
                 server.down()
                 server.up()
@@ -113,7 +113,7 @@ async def test_an_etcd_beyond_its_quota(faults, scheme):
         url = f"{server.url.replace('etcd', scheme, 1)}?chunk_bytes=16384"
         async with trial(faults, "quota reached", scheme, url, size=50_000) as at:
             for _ in range(faults.scale(short=1, whole=3)):
-                await at.fill(200_000)
+                await at.fill(200_000, StoreLimitError, "database space exceeded")
                 await at.refused(StoreLimitError, "database space exceeded", *SAVES)
                 await at.intact()
                 # As the message advises.
@@ -121,7 +121,7 @@ async def test_an_etcd_beyond_its_quota(faults, scheme):
                 server.ctl("compact", "--physical", str(status[0]["Status"]["header"]["revision"]))
                 server.ctl("defrag")
                 server.ctl("alarm", "disarm")
-                await at.store.delete(at.filler)
+                await at.make_room()
                 await at.recovered()
                 assert abandoned(server) == 0
 
@@ -140,7 +140,7 @@ async def test_a_redis_beyond_its_memory(faults):
                 await at.store.save(at.filler, "")
                 server.ask("CONFIG", "SET", "maxmemory", "1mb")
                 await at.refused(StoreLimitError, "raise maxmemory", *SAVES)
-                await at.store.delete(at.filler)
+                await at.make_room()
                 await at.intact()
                 server.ask("CONFIG", "SET", "maxmemory", "0")
                 await at.recovered()

@@ -12,8 +12,12 @@ from dagonizer import MemoryCheckpointStore
 KEY = "k"
 
 
-def write(value, started, ended=None, error=None):
-    return Call("writer", "save" if value else "delete", KEY, value, started, ended, error)
+def write(value, started, ended=None, error=None, *, by="writer"):
+    return Call(by, "save" if value else "delete", KEY, value, started, ended, error)
+
+
+def other(*arguments):
+    return write(*arguments, by="other")
 
 
 def found(value, started, ended):
@@ -33,6 +37,18 @@ def test_the_last_acknowledged_value_or_a_later_one_is_right(history):
 
 
 @pytest.mark.parametrize("history", [
+    [write("1", 1, 3), other("2", 2, 4), found("1", 5, 6)],
+    [write("1", 1, 3), other("2", 2, 4), found("2", 5, 6)],
+    [write("1", 1, 2), other("2", 3, 6), found("1", 4, 5), found("2", 4, 5)],
+    [write("1", 1, 2, "StoreUnavailableError"), other("2", 3, 4), found("1", 5, 6)],
+    [write("1", 1), other("2", 3, 4), found("1", 5, 6)],
+    [write(None, 1, 2), write("1", 3, 5), other(None, 4, 6), found(None, 7, 8)],
+])  # fmt: skip
+def test_of_writes_by_two_clients_at_once_either_is_right(history):
+    assert lost(history) == []
+
+
+@pytest.mark.parametrize("history", [
     [write("1", 1, 2), found(None, 3, 4)],
     [write("1", 1, 2), write("2", 3, 4), found("1", 5, 6)],
     [write("1", 1, 2, "StoreUnavailableError"), write("2", 3, 4), found("1", 5, 6)],
@@ -41,6 +57,23 @@ def test_the_last_acknowledged_value_or_a_later_one_is_right(history):
 ])  # fmt: skip
 def test_an_older_value_is_lost(history):
     assert len(lost(history)) == 1
+
+
+@pytest.mark.parametrize("history", [
+    [write("1", 1, 2), other("2", 3, 4), found("1", 5, 6)],
+    [write("1", 1, 2), other("2", 3, 4), found(None, 5, 6)],
+    [write("1", 1, 2), other(None, 3, 4), found("1", 5, 6)],
+    [other(None, 1, 2), write("1", 3, 4), other(None, 5, 6, "StoreAccessError"), other("2", 7, 8), found(None, 9, 10)],
+    [write("1", 1, 3), other("2", 2, 4), found(None, 5, 6)],
+    [write("1", 1, 3), other("2", 2, 6), write("3", 4, 5), found("1", 7, 8)],
+    [write("1", 1, 2, "StoreUnavailableError"), other("2", 3, 5), write("3", 4, 6), found("1", 7, 8)],
+])  # fmt: skip
+def test_what_another_client_has_overwritten_is_lost(history):
+    assert len(lost(history)) == 1
+
+
+def test_a_value_from_nowhere_is_lost():
+    assert lost([found("1", 1, 2), write("1", 3, 4)]) == ["reader found 1 under 'k', where it had not been written"]
 
 
 class Altering(MemoryCheckpointStore):
@@ -73,17 +106,18 @@ async def test_a_damaged_value_is_torn(alter, tmp_path):
 
 async def test_a_value_that_another_client_overwrote_must_not_come_back(tmp_path):
     store = MemoryCheckpointStore()
-    one, other = (Recorder(store, tmp_path / name) for name in ("one", "other"))
+    one, two = (Recorder(store, tmp_path / name) for name in ("one", "two"))
     await one.save(KEY)
     old = await store.load(KEY)
-    await other.save(KEY)
-    await other.load(KEY)
+    await two.save(KEY)
+    await two.load(KEY)
     judge(tmp_path).expect_nothing_lost()
     await store.save(KEY, old)
-    await other.load(KEY)
+    await two.load(KEY)
     judgement = judge(tmp_path)
-    assert (len(judgement.lost), len(judgement.impossible)) == (0, 1)
-    for recorder in (one, other):
+    assert (len(judgement.lost), len(judgement.impossible)) == (1, 1)
+    assert len(judge(tmp_path, linearizable=False).lost) == 1
+    for recorder in (one, two):
         recorder.close()
 
 
@@ -102,10 +136,16 @@ async def test_a_client_goes_on_with_the_ledger_of_one_that_was_killed(tmp_path)
     second.close()
     with path.open("a") as file:
         file.write('{"begin": ["sa')
+    third = Recorder(store, path)
+    assert await third.delete(KEY)
+    third.close()
+    with path.open("a") as file:
+        file.write('{"begin": ["sa')
     calls = list(calls_in(path))
     assert [(call.name, call.value, call.acknowledged) for call in calls] == [
         ("save", "client #0", True),
         ("save", "client #1", False),
         ("load", "client #0", True),
         ("save", "client #3", True),
+        ("delete", None, True),
     ]

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 import time
+from collections import defaultdict
 from contextlib import ExitStack, asynccontextmanager
 from itertools import chain
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
-from faults.clients import SIZES, look
+from faults.child import Child
+from faults.clients import SIZES, look, store_url
+from faults.crowd import History, Rememberer, Tally
 from faults.ledger import judge
 from faults.report import Row
 
-from dagonizer import StoreURL
+from dagonizer import MemoryCheckpointStore, StoreURL
 from dagonizer.registry import store_endpoints
 from dagonizer_conformance.proxy import FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
-    from typing import Self
+    from pathlib import Path
 
 TASKS = 1_000
-_TESTS = Path(__file__).parents[1]
 # In a quarter of the time.
 _SAMPLES = 10
 _SLACK = 10
@@ -35,11 +34,11 @@ _PAUSE = 0.5
 POOLS = {"file": 0, "postgresql": 10, "redis": 32, "s3": 50, "etcd": 1, "etcd+http": 30}
 
 
-class Crowd:
+class Crowd(Child):
     """A process whose tasks use one instance of a store. Each task has the keys ``own[n]``, and all ``shared`` ones."""
 
     def __init__(self, url: str, *, own, shared, seed: str, checked: str | None = None, ledger: Path | None = None):
-        self._plan = {
+        plan = {
             "url": url,
             "own": own,
             "shared": shared,
@@ -50,39 +49,13 @@ class Crowd:
             "checked": checked,
             "ledger": ledger and str(ledger),
         }
-
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "faults.crowd"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_TESTS)
-        self._process.stdin.write(json.dumps(self._plan).encode())
-        self.go_on()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    @property
-    def pid(self) -> int:
-        """The id of the process."""
-        return self._process.pid
-
-    def go_on(self) -> None:
-        """Let it go on to the next thing that it tells."""
-        self._process.stdin.write(b"\n")
-        self._process.stdin.flush()
-
-    def told(self) -> dict:
-        """Return what it tells next."""
-        line = self._process.stdout.readline()
-        assert line, "a process has ended"
-        return json.loads(line)
+        super().__init__("faults.crowd", plan)
 
 
 def all_go_on(crowds: Iterable[Crowd]) -> list[dict]:
-    """Let each go on, and return what they tell next."""
+    """Let each go on to the next thing that it tells, and return that."""
     for crowd in crowds:
-        crowd.go_on()
+        crowd.tell("go on")
     return [crowd.told() for crowd in crowds]
 
 
@@ -120,9 +93,9 @@ async def through_proxy(url: str) -> AsyncIterator[tuple[str, FaultProxy | None]
 
 @pytest.fixture
 def url(store, tmp_path, request):
-    if store == "file":
-        return f"file://{tmp_path}/store"
-    return request.getfixturevalue("server").url.replace("etcd:", f"{store}:", 1)
+    # A thousand on few processors wait for each other, and for no fault.
+    url = store_url(store, tmp_path, request)
+    return f"{url}{'&' if '?' in url else '?'}timeout=60"
 
 
 @pytest.mark.parametrize("store", ["file", "postgresql", "redis", "s3", "etcd", "etcd+http"])
@@ -192,3 +165,16 @@ async def test_under_load_nothing_fails_leaks_or_grows(store, url, faults, tmp_p
         assert unfinished <= _SLACK
         assert descriptors <= opened + _SLACK
     assert max(growth) <= most_growth
+
+
+async def test_a_write_that_is_lost_under_a_key_of_many_tasks_is_found():
+    class Forgetful(MemoryCheckpointStore):
+        async def save(self, key, json):
+            await super().save(key, json)
+            await self.delete(key)
+
+    tally, histories = Tally(), defaultdict(History)
+    one, other = (Rememberer(Forgetful(), name, [], histories, tally) for name in ("one", "other"))
+    await one.save("key", 0)
+    await other.load("key")
+    assert tally.lost == ["other found None under 'key', which was overridden"]

@@ -6,14 +6,14 @@ import asyncio
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from faults.child import Child
+from faults.clients import store_url
 from faults.report import Row
 from faults.worker import NODES
 
@@ -21,48 +21,39 @@ from dagonizer import open_store
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
-    from typing import Self
+    from pathlib import Path
 
     Outcome = tuple[str, list[tuple[str, str]] | None]
 
 STEPS = range(len(NODES) + 1)
-_TESTS = Path(__file__).parents[1]
 _PATIENCE = 60.0
-_PAUSE = 0.001
-_SAVE = 0.005
+_PAUSE = 0.01
 _ATTEMPTS = 5
+_CALLS = ("loading", "saving", "deleting")
+_ACKNOWLEDGED = ("loaded", "saved", "deleted")
+# What is raised for an entry that is no checkpoint of this run.
+_DAMAGE = ("StoreCorruptedError", "ValidationError", "DAGError")
 _CONFLICT = ("StoreConflictError", None)
 _KEPT_OUT = ("StoreUnavailableError", None)
 
 
 class Moment(NamedTuple):
-    """When a worker is suspended: "in" a node, "after" the checkpoint of a step, or while "saving" it."""
+    """When a worker is suspended: "in" a node, "after" the checkpoint of a step, or while "saving" it or a later one."""
 
     how: str
     where: str | int
-    delay: float = 0.0
+    # Of the time that a save takes.
+    share: float = 0.0
 
 
-class Worker:
+class Worker(Child):
     """A process that does durable runs, until the context ends. An outcome is a lifecycle or an error, and a state."""
 
     def __init__(self, name: str, url: str, folder: Path, *, compares: bool = True) -> None:
+        super().__init__("faults.worker", {"name": name, "url": url, "compares": compares})
         self.name = name
         self._folder = folder
         self._runs = 0
-        self._plan = {"name": name, "url": url, "compares": compares}
-
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "faults.worker"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_TESTS)
-        self._tell(self._plan)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # A process that is suspended ends by this, too.
-        self._process.kill()
-        self._process.communicate()
 
     def run(self, key: str) -> Outcome:
         """Start or resume the run under ``key``, and return how it ended."""
@@ -70,56 +61,40 @@ class Worker:
         return self.outcome()
 
     def begin_until(self, key: str, moment: Moment) -> None:
-        """Start the run under ``key``, and return once it is suspended."""
-        if moment.how == "saving":
-            self._begin(key)
-            self._until(lambda: moment.where in self.noted("saving"))
-            time.sleep(moment.delay)
-            self._process.send_signal(signal.SIGSTOP)
-        else:
-            self._begin(key, moment.how, moment.where)
-        state = ["ps", "-o", "stat=", "-p", str(self._process.pid)]
-        self._until(lambda: subprocess.run(state, check=True, capture_output=True).stdout.startswith(b"T"))
+        """Start the run under ``key``, and return once it is suspended, or over if its saves were too fast for that."""
+        self._begin(key, *moment)
+        deadline = time.monotonic() + _PATIENCE
+        while not (self._is_suspended() or self.noted("over")):
+            assert not self.ended, f"the worker {self.name!r} has ended"
+            assert time.monotonic() < deadline, f"the worker {self.name!r} does not get there"
+            time.sleep(_PAUSE)
+
+    def _is_suspended(self) -> bool:
+        state = ["ps", "-o", "stat=", "-p", str(self.pid)]
+        return subprocess.run(state, check=True, capture_output=True).stdout.startswith(b"T")
 
     def go_on(self) -> None:
         """Let it go on."""
-        self._process.send_signal(signal.SIGCONT)
+        self.signal(signal.SIGCONT)
 
     def outcome(self) -> Outcome:
         """Return how the run ended."""
-        line = self._process.stdout.readline()
-        assert line, f"the worker {self.name!r} has ended"
-        how, done = json.loads(line)
+        how, done = self.told()
         return how, done and [tuple(step) for step in done]
 
-    def noted(self, what: str) -> list[int | None]:
-        """Return what the ledger of this run says under that heading."""
-        return [of for heading, of, _ in self._notes() if heading == what]
+    def noted(self, *what: str) -> list[int | None]:
+        """Return what the ledger of this run says under these headings."""
+        return [of for heading, of, _ in self.notes() if heading in what]
 
-    def longest_wait(self) -> float:
-        """Return how long one save took, of those that were acknowledged in this run."""
-        notes = self._notes()
-        return max((b[2] - a[2] for a, b in pairwise(notes) if (a[0], b[0]) == ("saving", "saved")), default=0.0)
-
-    def _notes(self) -> list[tuple[str, int | None, float]]:
+    def notes(self) -> list[tuple[str, int | None, float]]:
+        """Return the ledger of this run: headings, what they are of, and times in seconds."""
         return [json.loads(line) for line in self._ledger.read_bytes().splitlines()]
 
-    def _begin(self, key: str, *suspend: str | int) -> None:
+    def _begin(self, key: str, *suspend: str | float) -> None:
         self._runs += 1
         self._ledger = self._folder / f"{self.name}-{self._runs}"
         self._ledger.touch()
-        self._tell({"key": key, "ledger": str(self._ledger), "suspend": suspend})
-
-    def _tell(self, line: object) -> None:
-        self._process.stdin.write(json.dumps(line).encode() + b"\n")
-        self._process.stdin.flush()
-
-    def _until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        while not condition():
-            assert self._process.poll() is None, f"the worker {self.name!r} has ended"
-            assert time.monotonic() < deadline, f"the worker {self.name!r} does not get there"
-            time.sleep(_PAUSE)
+        self.tell({"key": key, "ledger": str(self._ledger), "suspend": suspend})
 
 
 class Round:
@@ -131,41 +106,55 @@ class Round:
         self._moment = moment
         self._won: dict[str, list[int]] = {suspended.name: [], other.name: []}
         self._outcomes: dict[str, Outcome] = {}
+        self.acknowledged = 0
         self.longest_wait = 0.0
         self.errors: Counter[str] = Counter()
         self._play(key)
 
     def _play(self, key: str) -> None:
         self._suspended.begin_until(key, self._moment)
-        self.injected = not self._suspended.noted("over")
+        before = self._suspended.notes()
+        self.injected = before[-1][0] != "over"
+        self.in_save = before[-1][0] == "saving"
         # It may still send its first save, or have sent the deletion; then the other may have a run of its own.
         self._may_be_alone = not self._suspended.noted("saved") or bool(self._suspended.noted("deleting"))
         for _ in range(_ATTEMPTS):
             outcome = self._other.run(key)
             self._take(self._other, outcome)
-            self.longest_wait = max(self.longest_wait, self._other.longest_wait())
             # A save that was under way when the first one was suspended is its own, though it does not know yet.
             if outcome != _CONFLICT:
                 break
         self._suspended.go_on()
-        self._take(self._suspended, self._suspended.outcome())
+        self._take(self._suspended, self._suspended.outcome(), suspended_at=len(before) - 1)
 
-    def _take(self, worker: Worker, outcome: Outcome) -> None:
+    def _take(self, worker: Worker, outcome: Outcome, *, suspended_at: int | None = None) -> None:
         self._won[worker.name] += worker.noted("saved")
         self._outcomes[worker.name] = outcome
+        self.acknowledged += len(worker.noted(*_ACKNOWLEDGED))
+        # A call has not waited while its process was suspended.
+        waits = [
+            following[2] - note[2]
+            for number, (note, following) in enumerate(pairwise(worker.notes()))
+            if note[0] in _CALLS and number != suspended_at
+        ]
+        self.longest_wait = max([self.longest_wait, *waits])
         if outcome[1] is None:
             self.errors[outcome[0]] += 1
 
     @property
-    def acknowledged(self) -> int:
-        """How many checkpoints were acknowledged."""
-        return sum(map(len, self._won.values()))
+    def torn(self) -> int:
+        """How often an entry was damaged."""
+        return sum(self.errors[name] for name in _DAMAGE)
+
+    @property
+    def double(self) -> bool:
+        """Whether each has had a run of its own: the first had not claimed it yet, or had sent the deletion already."""
+        return self._may_be_alone and all(0 in steps for steps in self._won.values())
 
     def wrong(self, *, locks: bool) -> str | None:
         """Describe what is wrong, if anything is. ``locks`` is whether one who is suspended may keep the other out."""
-        alone = self._may_be_alone and all(0 in steps for steps in self._won.values())
         both = [self._suspended.name, self._other.name]
-        if all(self._is_right(names, locks=locks) for names in ([[both[0]], [both[1]]] if alone else [both])):
+        if all(self._is_right(names, locks=locks) for names in ([[both[0]], [both[1]]] if self.double else [both])):
             return None
         return f"{self._moment}: acknowledged {self._won}, ended {self._outcomes}"
 
@@ -189,7 +178,7 @@ def moments(chance: random.Random, *, saves: int) -> list[Moment]:
     return [
         *(Moment("in", node) for node in NODES),
         Moment("after", STEPS[-1]),
-        *(Moment("saving", step, chance.uniform(0.0, _SAVE)) for step in steps),
+        *(Moment("saving", step, chance.random()) for step in steps),
     ]
 
 
@@ -211,9 +200,7 @@ def rounds(url: str, folder: Path, when: list[Moment], prefix: str, *, compares:
 @pytest.fixture
 def url(store, tmp_path, request):
     # A process that is suspended while it holds the lock of the directory keeps all others out.
-    if store == "file":
-        return f"file://{tmp_path}/store?timeout=2"
-    return request.getfixturevalue("server").url.replace("etcd:", f"{store}:", 1)
+    return store_url(store, tmp_path, request) + ("?timeout=2" if store == "file" else "")
 
 
 @pytest.mark.parametrize("store", ["file", "postgresql", "redis", "s3", "etcd", "etcd+http"])
@@ -225,6 +212,10 @@ def test_a_worker_that_was_suspended_until_another_has_completed_the_run_changes
     wrong = [what for what in (round_.wrong(locks=store == "file") for round_ in played) if what]
     left = asyncio.run(look(url, [f"{prefix}-{n}" for n in range(len(when))]))
     errors = sum((round_.errors for round_ in played), Counter())
+    torn = sum(round_.torn for round_ in played)
+    in_save = sum(round_.in_save for round_ in played)
+    double = sum(round_.double for round_ in played)
+    saves = sum(moment.how == "saving" for moment in when)
     faults.tell(
         Row(
             fault="one of two workers suspended (SIGSTOP) until the other was done",
@@ -232,13 +223,17 @@ def test_a_worker_that_was_suspended_until_another_has_completed_the_run_changes
             injected=sum(round_.injected for round_ in played),
             acknowledged=sum(round_.acknowledged for round_ in played),
             lost=len(wrong) + len(left),
+            torn=torn,
             longest_wait=max(round_.longest_wait for round_ in played),
             errors=errors,
+            notes=f"{in_save} of {saves} meant to be in mid-save were; in {double}, each had a run of its own",
         )
     )
     assert not wrong, "\n".join(wrong)
     assert not left
+    assert not torn
     assert errors["StoreConflictError"]
+    assert in_save >= faults.scale(short=0, whole=1)
 
 
 @pytest.mark.parametrize("store", ["file"])

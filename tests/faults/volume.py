@@ -20,23 +20,22 @@ if TYPE_CHECKING:
     from typing import Self
 
 _NOBODY = 65534
-_IS_ROOT = os.geteuid() == 0
-_BECOME_ROOT = () if _IS_ROOT else ("sudo", "--non-interactive")
+_IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 _PIECE = 4096
 
 
 class Volume:
     """A tmpfs that everybody may write to. ``options`` are its own, such as ``size=1m``.
 
-    Raises ``NoServerError`` where this process is not root and may not become it.
+    Raises ``NoServerError`` where this process may not mount one.
     """
 
     def __init__(self, options: str) -> None:
         self._options = options
         self.path = Path(tempfile.mkdtemp(prefix="dgz-volume-"))
         try:
-            _as_root("mount", "-t", "tmpfs", "-o", f"mode=1777,{options}", "none", str(self.path))
-        except NoServerError:
+            _mount("-t", "tmpfs", "-o", f"nosuid,nodev,mode=1777,{options}", "none", str(self.path))
+        except BaseException:
             self.path.rmdir()
             raise
 
@@ -45,7 +44,7 @@ class Volume:
 
     def __exit__(self, *_: object) -> None:
         # Lazily, for a server that failed to stop may still have a file open.
-        _as_root("umount", "--lazy", str(self.path))
+        subprocess.run(["umount", "--lazy", str(self.path)], check=True)
         self.path.rmdir()
 
     @contextmanager
@@ -87,13 +86,16 @@ class Volume:
             self._remount("rw")
 
     def _remount(self, how: str) -> None:
-        _as_root("mount", "-o", f"remount,{how},{self._options}", str(self.path))
+        _mount("-o", f"remount,nosuid,nodev,{how},{self._options}", str(self.path))
 
 
-def _as_root(*command: str) -> None:
-    done = subprocess.run([*_BECOME_ROOT, *command], check=False, capture_output=True, text=True)
+def _mount(*arguments: str) -> None:
+    program = shutil.which("mount")
+    if not _IS_ROOT or program is None:
+        raise NoServerError("only root can mount a small file system, with the command mount")
+    done = subprocess.run([program, *arguments], check=False, capture_output=True, text=True)
     if done.returncode:
-        raise NoServerError(f"a small file system needs root, here or by sudo: {done.stderr.strip()}")
+        raise NoServerError(f"a small file system cannot be mounted: {done.stderr.strip()}")
 
 
 @contextmanager

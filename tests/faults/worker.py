@@ -1,8 +1,9 @@
 """A worker in a process of its own, which does one durable run after the other.
 
 The first line of its input says who it is and what store it uses, each further one what to run, as JSON: ``key``, the
-``ledger`` that tells what it saves, and where it is to suspend itself: in a node, or after the checkpoint of a step, the
-number of nodes that were executed. Its output gets a line for each run: how it ended.
+``ledger`` that tells what it does, and where it is to suspend itself: in a node, after the checkpoint of a step, the
+number of nodes that were executed, or while it saves that of a step or a later one, after a share of the time that saves
+usually take. Its output gets a line for each run: how it ended.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import asyncio
 import json
 import os
 import signal
+import statistics
 import sys
 import time
 from dataclasses import dataclass, field
 
-from dagonizer import Dagonizer, NodeStateBase, StoreError, durable, node, open_store
+from dagonizer import Dagonizer, DagonizerError, NodeStateBase, durable, node, open_store
 
 NODES = ("fetch", "compute", "publish")
 _WORK = 0.02
@@ -41,31 +43,71 @@ class Notes:
         os.close(self._file)
 
 
-class Plain:
-    """A store of three methods, which notes the checkpoints that were acknowledged."""
+class Suspension:
+    """Where a worker suspends itself in a run, at most once. ``durations`` are those of the saves so far."""
 
-    def __init__(self, store, notes, suspend):
+    def __init__(self, how=None, where=None, share=0.0, *, durations):
+        self._place = (how, where)
+        self._share = share
+        self._durations = durations
+
+    def at(self, *place):
+        if place == self._place:
+            self._suspend()
+
+    async def in_save(self, step, save):
+        """Wait for ``save``, suspended before it is done if this is the step, and it is not done by then."""
+        began = time.monotonic()
+        how, where = self._place
+        if how != "saving" or step < where:
+            saved = await save
+            self._durations.append(time.monotonic() - began)
+            return saved
+        until = began + self._share * statistics.median(self._durations or [0.0])
+        # Not one sleep: that would take longer than a save.
+        await asyncio.sleep(0)
+        while not save.done() and time.monotonic() < until:
+            await asyncio.sleep(0)
+        if not save.done():
+            self._suspend()
+        return await save
+
+    def _suspend(self):
+        self._place = (None, None)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class Plain:
+    """A store of three methods, which notes the beginning of each call, and the end of one that was acknowledged."""
+
+    def __init__(self, store, notes, suspension):
         self._store = store
         self._notes = notes
-        self._suspend = suspend
+        self._suspension = suspension
 
     async def save(self, key, json):
-        await self._noted(json, self._store.save(key, json))
+        await self._saved(json, self._store.save(key, json))
 
     async def load(self, key):
-        return await self._store.load(key)
+        return await self._loaded(self._store.load(key))
 
     async def delete(self, key):
         self._notes.add("deleting")
         await self._store.delete(key)
+        self._notes.add("deleted")
 
-    async def _noted(self, text, saving):
+    async def _loaded(self, load):
+        self._notes.add("loading")
+        loaded = await load
+        self._notes.add("loaded")
+        return loaded
+
+    async def _saved(self, text, save):
         step = len(json.loads(text)["executedNodes"])
         self._notes.add("saving", step)
-        saved = await saving
+        saved = await self._suspension.in_save(step, asyncio.ensure_future(save))
         self._notes.add("saved", step)
-        if self._suspend == ["after", step]:
-            os.kill(os.getpid(), signal.SIGSTOP)
+        self._suspension.at("after", step)
         return saved
 
 
@@ -73,20 +115,19 @@ class Comparing(Plain):
     """One that compares and swaps."""
 
     async def load_versioned(self, key):
-        return await self._store.load_versioned(key)
+        return await self._loaded(self._store.load_versioned(key))
 
     async def save_if(self, key, json, *, expected):
-        return await self._noted(json, self._store.save_if(key, json, expected=expected))
+        return await self._saved(json, self._store.save_if(key, json, expected=expected))
 
 
-def dispatcher(name, notes, suspend):
+def dispatcher(name, suspension):
     """Return one that knows the DAG, each node of which this worker adds itself to."""
     dispatcher = Dagonizer()
     for place in NODES:
 
         async def work(state, context, place=place):
-            if suspend == ["in", place]:
-                os.kill(os.getpid(), signal.SIGSTOP)
+            suspension.at("in", place)
             await asyncio.sleep(_WORK)
             state.done.append((place, name))
 
@@ -103,20 +144,22 @@ async def main() -> None:
     """Be the worker."""
     plan = json.loads(sys.stdin.readline())
     wrapper = Comparing if plan["compares"] else Plain
+    durations = []
     async with open_store(plan["url"]) as store:
         while line := await asyncio.to_thread(sys.stdin.readline):
             task = json.loads(line)
             notes = Notes(task["ledger"])
+            suspension = Suspension(*task["suspend"], durations=durations)
             try:
                 result = await durable.run(
-                    dispatcher(plan["name"], notes, task["suspend"]),
+                    dispatcher(plan["name"], suspension),
                     "run",
                     Work,
-                    store=wrapper(store, notes, task["suspend"]),
+                    store=wrapper(store, notes, suspension),
                     key=task["key"],
                     restore_state=Work.restore,
                 )
-            except StoreError as exc:
+            except DagonizerError as exc:
                 outcome = [type(exc).__name__, None]
             else:
                 outcome = [result.state.lifecycle.kind, result.state.done]

@@ -336,7 +336,7 @@ async def test_a_closed_store_has_no_connection_although_calls_have_failed(etcd_
     gc.disable()
     try:
         async with FaultProxy(host, int(port)) as proxy:
-            async with opened(f"etcd://127.0.0.1:{proxy.port}", "etcd", "timeout=0.5") as store:
+            async with opened(f"etcd://127.0.0.1:{proxy.port}", "etcd", "timeout=2") as store:
                 await store.save("k", "v")
                 await proxy.cut_reply(0)
                 with pytest.raises(StoreUnavailableError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -132,8 +133,10 @@ class EtcdCluster:
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
             for member in self.members:
-                if member.is_leader():
-                    return member
+                # One that is just starting does not answer.
+                with contextlib.suppress(subprocess.CalledProcessError):
+                    if member.is_leader():
+                        return member
             time.sleep(_PAUSE)
         raise TimeoutError("the members of etcd elect no leader")
 

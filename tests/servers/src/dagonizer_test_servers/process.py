@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _PATIENCE = 60.0
 _PAUSE = 0.02
 _PORTS = range(20_000, 32_000)
+# Each once: who is given one may not have bound it yet when the next one asks.
+_ports = iter(secrets.SystemRandom().sample(_PORTS, len(_PORTS)))
 _LOG_TAIL = 2_000
 # Linux ends a child with the thread that started it, so that must be one that lives as long as this process.
 _starter = ThreadPoolExecutor(1, thread_name_prefix="server-starter")
@@ -106,15 +108,15 @@ class Process:
 
 
 def free_port() -> int:
-    """Return a port of the loopback address that nobody listens on.
+    """Return a port of the loopback address that nobody listens on, another one each time.
 
     It is none that the system gives to outgoing connections, one of which could take it while a server is down.
     """
-    while True:
-        port = secrets.choice(_PORTS)
+    for port in _ports:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise RuntimeError("this process has had every port")
 
 
 def answers(port: int) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -69,7 +70,8 @@ class _GrpcEndpoint:
         self._use(channel)
 
     async def aclose(self) -> None:
-        """Close the channel."""
+        """Close the channel, and leave one in its place that is closed as well, for calls that are still under way."""
+        await self._drop(self._channel)
         await self._channel.close()
 
     async def range(self, request: Range, token: str) -> RangeReply:
@@ -121,7 +123,7 @@ class _GrpcEndpoint:
         metadata = (("hasleader", "true"), *((("token", token),) if token else ()))
         channel = self._channel
         try:
-            reply = await method(message, metadata=metadata)
+            reply = await _forgotten(method(message, metadata=metadata))
         except grpc.aio.AioRpcError as exc:
             if exc.code() is grpc.StatusCode.INTERNAL:
                 await self._drop(channel)
@@ -133,9 +135,13 @@ class _GrpcEndpoint:
             if is_cancelled():
                 raise
             raise Failure(Code.CANCELLED, "the channel was closed", self.where) from exc
-        if channel is self._channel:
-            self._answered = time.monotonic()
-        return reply
+        else:
+            if channel is self._channel:
+                self._answered = time.monotonic()
+            return reply
+        finally:
+            # As in _forgotten.
+            del channel, method
 
     async def _drop(self, channel: grpc.aio.Channel) -> None:
         """Leave a channel whose two ends do not understand each other any more; gRPC itself would keep it."""
@@ -150,6 +156,20 @@ class _GrpcEndpoint:
         if never_sent and any(text in details.lower() for text in _UNTRUSTED):
             code = Code.UNAUTHENTICATED
         return Failure(code, details, self.where, sent=not never_sent)
+
+
+async def _forgotten(call: grpc.aio.UnaryUnaryCall) -> Any:  # noqa: ANN401 - a message of protobuf, as below
+    """Return the reply, or raise an exception through which nothing refers to the call and its channel.
+
+    gRPC disconnects a channel that is closed only when nothing refers to it, and the frames of a traceback would.
+    """
+    try:
+        return await call
+    except BaseException as exc:
+        traceback.clear_frames(exc.__traceback__)
+        raise
+    finally:
+        del call
 
 
 def _compare(condition: Condition) -> Any:  # noqa: ANN401 - a message of protobuf, which makes its classes at run time

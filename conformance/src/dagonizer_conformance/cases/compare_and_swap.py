@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from dagonizer.errors import StoreConflictError, StoreError
@@ -244,6 +247,21 @@ async def create_race(context: Context) -> None:
     raise Inconclusive("clients that create keys at once never met")
 
 
+@case(
+    "compare-and-swap.unconditional",
+    capability=Capability.COMPARE_AND_SWAP,
+    oracle="what was saved or deleted at the same time without a condition",
+    seconds=60,
+)
+async def unconditional(context: Context) -> None:
+    """A save or delete that meets a save_if is not undone by it, whichever of the two comes first."""
+    for attempt in range(_ATTEMPTS):
+        names = [f"{attempt}/{number}" for number in range(context.scale(smoke=24, default=80, soak=800))]
+        if overlapped(await _meet(context, [context.key(name) for name in names])):
+            return
+    raise Inconclusive("a save_if and a save never met")
+
+
 class _Counter:
     """A number under a key, and what clients that increment it were told."""
 
@@ -322,6 +340,54 @@ async def _race(context: Context, keys: Sequence[str]) -> Sequence[Call]:
         expect_text(found and found.json, text, f"what was loaded from {shown(key)} after one client won")
         expect(found and found.version == version, f"the winner of {shown(key)} got another version than the entry has")
     return calls
+
+
+async def _meet(context: Context, keys: Sequence[str]) -> Sequence[Call]:
+    meet = await context.meeting(2)
+    chance = random.Random(context.random.getrandbits(64))  # noqa: S311 - chance that a seed repeats
+    # By how much of its duration the save_if begins before the other one, or after it.
+    leads = [chance.uniform(-1, 1) for _ in keys]
+    left: dict[str, str | None] = {}
+    duration = 0.0
+
+    async def swap(client: Client) -> None:
+        nonlocal duration
+        for key, lead in zip(keys, leads, strict=True):
+            await client.save(key, context.text(key, writer="before"))
+            version = await _version(client, key)
+            await meet()
+            await _pause(-lead * duration)
+            began = time.perf_counter()
+            with suppress(StoreConflictError):
+                await client.save_if(key, context.text(key, writer="swap"), expected=version)
+            duration = time.perf_counter() - began
+            await meet()
+
+    async def change(client: Client) -> None:
+        for number, (key, lead) in enumerate(zip(keys, leads, strict=True)):
+            text = None if number % 3 == 0 else context.text(key, writer="change")
+            await meet()
+            await _pause(lead * duration)
+            if text is None:
+                await client.delete(key)
+            else:
+                await client.save(key, text)
+            left[key] = text
+            await meet()
+
+    calls = await context.concurrently(swap, change, overlap=False)
+    client = await context.open()
+    for key, text in left.items():
+        what = "saved" if text else "deleted"
+        expect_text(await client.load(key), text, f"what was loaded after {shown(key)} was {what} during a save_if")
+    return calls
+
+
+async def _pause(seconds: float) -> None:
+    """Wait, to the microsecond."""
+    due = time.perf_counter() + seconds
+    while time.perf_counter() < due:  # noqa: ASYNC110 - no event says that time has passed
+        await asyncio.sleep(0)
 
 
 async def _expect_conflict(context: Context, client: Client, key: str, expected: str | None, what: str) -> None:

@@ -143,9 +143,11 @@ class ComparesInClient(_ComparesHere):
     """The client loads, compares and saves; between these steps others save too."""
 
 
-@mutant("swap-compares-in-its-process", "compare-and-swap.processes", faults=("slow",))
+@mutant(
+    "swap-compares-in-its-process", "compare-and-swap.processes", "compare-and-swap.unconditional", faults=("slow",)
+)
 class ComparesInItsProcess(_ComparesHere):
-    """The client loads, compares and saves under a lock, which only those of its process share."""
+    """The client loads, compares and saves under a lock, which only the save_ifs of its process share."""
 
     _lock: ClassVar[asyncio.Lock] = asyncio.Lock()
 

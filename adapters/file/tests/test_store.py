@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import os
 import random
@@ -442,6 +443,22 @@ def test_a_lock_held_too_long_is_unavailable_and_loads_do_not_wait(tmp_path: Pat
 
     asyncio.run(main())
     assert temps(tmp_path) == []
+
+
+def test_saves_and_deletions_share_the_lock_which_comparing_and_listing_need_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = quick(tmp_path, timeout=0.05)
+        await store.save("k", "v")
+        with (tmp_path / ".lock").open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            await store.save("k", "w")
+            await store.delete("other")
+            for operation in (store.save_if("k", "x", expected=None), anext(store.list_keys())):
+                with pytest.raises(StoreUnavailableError, match="timeout"):
+                    await operation
+        assert await store.load("k") == "w"
+
+    asyncio.run(main())
 
 
 def test_a_cancelled_operation_leaves_its_wait_for_the_lock(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The store: a directory, one file a key.
 
 A file holds one line of JSON that says whose value it is, and then the value's UTF-8 bytes, untouched. Writers put a
-new file beside the old one and rename it over, under one lock of the directory; readers need no lock. The new file is
-itself locked for as long as its save goes on, so that a later save can tell, and remove, those of processes that died.
+new file beside the old one and rename it over, under a lock of the directory, which saves and deletions share, for each
+is a single step, and comparing or listing excludes; readers need none. The new file is itself locked for as long as its
+save goes on, so that a later save can tell, and remove, those of processes that died.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ if sys.platform != "win32":
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-    from io import BufferedReader
+    from io import FileIO
     from types import TracebackType
     from typing import Self
 
@@ -122,7 +123,7 @@ class FileCheckpointStore:
     async def save(self, key: str, json: str) -> None:
         """Put ``json`` under ``key``, replacing what is there, a corrupted entry too."""
         self._check_open()
-        await self._save(key, json, lambda _path: None)
+        await self._save(key, json, None)
 
     async def load(self, key: str) -> str | None:
         """Return the text under ``key``, or None. Raises ``StoreCorruptedError`` if it is not what was saved."""
@@ -196,7 +197,7 @@ class FileCheckpointStore:
         if self._closed:
             raise StoreClosedError("this FileCheckpointStore is closed")
 
-    async def _save(self, key: str, json: str, compare: Callable[[Path], None]) -> str:
+    async def _save(self, key: str, json: str, compare: Callable[[Path], None] | None) -> str:
         name = _entry_name(key)
         permit = _Permit()
         try:
@@ -207,7 +208,7 @@ class FileCheckpointStore:
 
     # What follows runs in a thread.
 
-    def _save_now(self, key: str, name: str, json: str, compare: Callable[[Path], None], permit: _Permit) -> str:
+    def _save_now(self, key: str, name: str, json: str, compare: Callable[[Path], None] | None, permit: _Permit) -> str:
         # Here and not in the coroutine: encoding and hashing 64 MiB would hold up the event loop.
         value = value_bytes(json)
         header = _Header("dagonizer-file/1", key, secrets.token_hex(16), hashlib.sha256(value).hexdigest())
@@ -215,9 +216,10 @@ class FileCheckpointStore:
         with translated(f"save {name}", self._root):
             with (
                 self._written(name, msgspec.json.encode(header) + b"\n", value) as temp,
-                self._locked(permit),
+                self._locked(permit, shared=compare is None),
             ):
-                compare(path)
+                if compare is not None:
+                    compare(path)
                 permit.use(lambda: temp.replace(path))
             self._sync_directory(self._root)
         return header.revision
@@ -228,7 +230,7 @@ class FileCheckpointStore:
             if not self._exists():
                 return
 
-            with self._locked(permit):
+            with self._locked(permit, shared=True):
                 permit.use(lambda: path.unlink(missing_ok=True))
             # Even when there was nothing: an earlier deletion, cancelled, may have left before this.
             self._sync_directory(self._root)
@@ -241,8 +243,10 @@ class FileCheckpointStore:
             except FileNotFoundError:
                 return None
             with file:
-                header = _parse_header(file.readline(_MAX_HEADER_BYTES), path)
-                value = file.read()
+                line = _first_line(file)
+                header = _parse_header(line, path)
+                file.seek(len(line))
+                value = file.readall()
         if hashlib.sha256(value).hexdigest() != header.sha256:
             raise _corrupted(path, "its value is not the one that was saved (SHA-256 differs)")
         return VersionedJson(value_text(value, key=key), header.revision)
@@ -252,7 +256,7 @@ class FileCheckpointStore:
             if not self._exists():
                 return []
             # A rename in the middle of a listing could show an entry twice or not at all.
-            with self._locked(permit):
+            with self._locked(permit, shared=False):
                 names = [path.name for path in self._root.iterdir()]
         return [name for name in names if _ENTRY_NAME.fullmatch(name)]
 
@@ -326,7 +330,14 @@ class FileCheckpointStore:
         return True
 
     @contextmanager
-    def _locked(self, permit: _Permit) -> Iterator[None]:
+    def _locked(self, permit: _Permit, *, shared: bool) -> Iterator[None]:
+        fd = self._locked_at_once(shared=shared)
+        if fd is not None:
+            try:
+                yield
+            finally:
+                os.close(fd)
+            return
         # A new lock each time, for one instance does not exclude the threads that share it. Never a soft lock: a
         # process that dies would hold it for ever.
         lock = filelock.FileLock(
@@ -338,6 +349,19 @@ class FileCheckpointStore:
         )
         with lock.acquire(cancel_check=permit.is_withdrawn):
             yield
+
+    def _locked_at_once(self, *, shared: bool) -> int | None:
+        """Return the open lock file, locked as filelock locks it, or None: then it is for filelock to wait or fail."""
+        if sys.platform == "win32":
+            return None
+        try:
+            fd = os.open(self._root / _LOCK_NAME, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
+        except OSError:
+            return None
+        if _lock(fd, shared=shared):
+            return fd
+        os.close(fd)
+        return None
 
     def _sync_directory(self, directory: Path) -> None:
         # Windows cannot open a directory.
@@ -371,16 +395,23 @@ def _entry_name(key: str) -> str:
     return f"ckpt-{_UNSAFE.sub('-', key[:_SLUG_CHARACTERS])}.{digest}.json"
 
 
-def _open(path: Path) -> BufferedReader:
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | _FLAGS))
+def _open(path: Path) -> FileIO:
+    # Without a buffer, which would copy large values once more.
+    return open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | _FLAGS))
 
 
-def _lock(fd: int) -> bool | None:
-    """Lock an open file until all its descriptors are closed; return whether nobody else has, or None if nobody can."""
+def _first_line(file: FileIO) -> bytes:
+    """Return the first line, or as much of the file as a header can have."""
+    beginning = file.read(_MAX_HEADER_BYTES)
+    return beginning[: beginning.find(b"\n") + 1] or beginning
+
+
+def _lock(fd: int, *, shared: bool = False) -> bool | None:
+    """Lock a file until all its descriptors are closed; return whether it was free, or None if it cannot be locked."""
     if sys.platform == "win32":
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -415,7 +446,7 @@ def _read_header(path: Path) -> _Header | None:
     except FileNotFoundError:
         return None
     with file:
-        return _parse_header(file.readline(_MAX_HEADER_BYTES), path)
+        return _parse_header(_first_line(file), path)
 
 
 def _parse_header(line: bytes, path: Path) -> _Header:

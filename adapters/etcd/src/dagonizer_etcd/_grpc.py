@@ -67,6 +67,7 @@ class _GrpcEndpoint:
     ) -> None:
         self.where = where
         self._reopen = reopen
+        self._token, self._metadata = "", _metadata("")
         self._use(channel)
 
     async def aclose(self) -> None:
@@ -119,11 +120,11 @@ class _GrpcEndpoint:
         self._auth: Any = rpc.AuthStub(channel)
 
     async def _call(self, method: Any, message: Any, token: str) -> Any:  # noqa: ANN401 - see the class
-        # A member that has lost its leader then says so, instead of letting the request wait for one.
-        metadata = (("hasleader", "true"), *((("token", token),) if token else ()))
+        if token != self._token:
+            self._token, self._metadata = token, _metadata(token)
         channel = self._channel
         try:
-            reply = await _forgotten(method(message, metadata=metadata))
+            reply = await _forgotten(method(message, metadata=self._metadata))
         except grpc.aio.AioRpcError as exc:
             if exc.code() is grpc.StatusCode.INTERNAL:
                 await self._drop(channel)
@@ -170,6 +171,11 @@ async def _forgotten(call: grpc.aio.UnaryUnaryCall) -> Any:  # noqa: ANN401 - a 
         raise
     finally:
         del call
+
+
+def _metadata(token: str) -> grpc.aio.Metadata:
+    # A member that has lost its leader then says so, instead of letting the request wait for one.
+    return grpc.aio.Metadata(("hasleader", "true"), *((("token", token),) if token else ()))
 
 
 def _compare(condition: Condition) -> Any:  # noqa: ANN401 - a message of protobuf, which makes its classes at run time

@@ -42,7 +42,6 @@ if sys.platform != "win32":
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-    from io import FileIO
     from types import TracebackType
     from typing import Self
 
@@ -54,6 +53,8 @@ _SLUG_CHARACTERS = 40
 
 # The longest header is a key of 1,024 control characters, each six bytes as JSON, and some 200 bytes beside it.
 _MAX_HEADER_BYTES = 8192
+# What is read or written with the header; more would be copied once more for it.
+_AT_ONCE = 65536
 _PAGE = 256
 
 # A store's first save sweeps, and then one an hour: it looks at every name in the directory.
@@ -238,15 +239,11 @@ class FileCheckpointStore:
     def _load_now(self, key: str, name: str) -> VersionedJson | None:
         path = self._root / name
         with translated(f"load {name}", self._root):
-            try:
-                file = _open(path)
-            except FileNotFoundError:
+            parts = _read(path)
+            if parts is None:
                 return None
-            with file:
-                line = _first_line(file)
-                header = _parse_header(line, path)
-                file.seek(len(line))
-                value = file.readall()
+            line, value = parts
+            header = _parse_header(line, path)
         if hashlib.sha256(value).hexdigest() != header.sha256:
             raise _corrupted(path, "its value is not the one that was saved (SHA-256 differs)")
         return VersionedJson(value_text(value, key=key), header.revision)
@@ -266,24 +263,28 @@ class FileCheckpointStore:
         return [header.key for header in headers if header is not None]
 
     @contextmanager
-    def _written(self, name: str, *parts: bytes) -> Iterator[Path]:
-        """Yield a new file with ``parts``, which no sweep takes before the block ends, and which it renames.
+    def _written(self, name: str, header: bytes, value: bytes) -> Iterator[Path]:
+        """Yield a new file with ``header`` and ``value``, which no sweep takes before the block ends, which renames it.
 
         If the block fails, the file is removed.
         """
         temp, fd = self._create(name)
         with ExitStack() as claim:
+            claim.callback(os.close, fd)
             try:
-                with os.fdopen(fd, "wb", buffering=0):
-                    if sys.platform != "win32":
-                        # It keeps the lock although the file is closed before it is renamed, as NFS needs in order to
-                        # show others all of it, and Windows in any case.
-                        claim.callback(os.close, os.dup(fd))
-                    self._sweep(temp)
-                    for part in parts:
-                        _write(fd, part)
-                    if self._config.fsync:
-                        os.fsync(fd)
+                self._sweep(temp)
+                for part in (header + value,) if len(value) < _AT_ONCE else (header, value):
+                    _write(fd, part)
+                if self._config.fsync:
+                    os.fsync(fd)
+                if sys.platform == "win32":
+                    # There a file that is open can be neither renamed nor locked.
+                    claim.close()
+                elif not self._config.fsync:
+                    # What was not flushed is seen by other hosts, on NFS, once it is closed. A copy keeps the lock.
+                    copy = os.dup(fd)
+                    claim.close()
+                    claim.callback(os.close, copy)
                 yield temp
             except BaseException:
                 # Also gone when the sweep of another store took it; the first error is the one to tell.
@@ -296,7 +297,7 @@ class FileCheckpointStore:
             temp = self._root / f".{name.split('.')[1]}.{secrets.token_hex(8)}.tmp"
             fd = self._open_new(temp)
             # A sweep may have come before the lock.
-            if _lock(fd) is not False and os.path.lexists(temp):
+            if _lock(fd) is not False and os.fstat(fd).st_nlink:
                 return temp, fd
             os.close(fd)
             temp.unlink(missing_ok=True)
@@ -395,15 +396,26 @@ def _entry_name(key: str) -> str:
     return f"ckpt-{_UNSAFE.sub('-', key[:_SLUG_CHARACTERS])}.{digest}.json"
 
 
-def _open(path: Path) -> FileIO:
-    # Without a buffer, which would copy large values once more.
-    return open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | _FLAGS))
+def _read(path: Path, *, whole: bool = True) -> tuple[bytes, bytes] | None:
+    """Return a file's first line and, if the ``whole`` is wanted, what follows it; None if there is no file.
 
-
-def _first_line(file: FileIO) -> bytes:
-    """Return the first line, or as much of the file as a header can have."""
-    beginning = file.read(_MAX_HEADER_BYTES)
-    return beginning[: beginning.find(b"\n") + 1] or beginning
+    Of a file without lines, it is as much as a header can have.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | _FLAGS)
+    except FileNotFoundError:
+        return None
+    try:
+        beginning = os.read(fd, _AT_ONCE)
+        end = beginning.find(b"\n", 0, _MAX_HEADER_BYTES) + 1 or min(len(beginning), _MAX_HEADER_BYTES)
+        if not whole or len(beginning) == os.fstat(fd).st_size:
+            return beginning[:end], beginning[end:]
+        os.lseek(fd, end, os.SEEK_SET)
+        # Without a buffer, which would copy all of it once more.
+        with open(fd, "rb", buffering=0, closefd=False) as file:
+            return beginning[:end], file.readall()
+    finally:
+        os.close(fd)
 
 
 def _lock(fd: int, *, shared: bool = False) -> bool | None:
@@ -441,12 +453,8 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def _read_header(path: Path) -> _Header | None:
-    try:
-        file = _open(path)
-    except FileNotFoundError:
-        return None
-    with file:
-        return _parse_header(_first_line(file), path)
+    parts = _read(path, whole=False)
+    return None if parts is None else _parse_header(parts[0], path)
 
 
 def _parse_header(line: bytes, path: Path) -> _Header:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import hashlib
 import os
 import random
 import re
@@ -17,6 +16,7 @@ from typing import Any
 
 import filelock
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,8 +80,8 @@ def test_a_value_comes_back_code_point_for_code_point(tmp_path: Path, text: str)
     header, _, value = entry(tmp_path).read_bytes().partition(b"\n")
     assert value == text.encode()
     assert re.fullmatch(
-        rb'\{"format":"dagonizer-file/1","key":"k","revision":"[0-9a-f]{32}","sha256":"%s"\}'
-        % hashlib.sha256(value).hexdigest().encode(),
+        rb'\{"format":"dagonizer-file/1","key":"k","revision":"[0-9a-f]{32}","xxh3_128":"%s"\}'
+        % xxhash.xxh3_128_hexdigest(value).encode(),
         header,
     )
 
@@ -176,13 +176,13 @@ TAMPERED = {
     "empty": lambda _data: b"",
 }
 TAMPERED_VALUE = {
-    "sha256": lambda data: re.sub(rb'"sha256":"[0-9a-f]{64}"', b'"sha256":"' + b"0" * 64 + b'"', data),
+    "hash": lambda data: re.sub(rb'"xxh3_128":"[0-9a-f]{32}"', b'"xxh3_128":"' + b"0" * 32 + b'"', data),
     "value": lambda data: _flip(data, b"value", b"valve"),
     "truncated": lambda data: data[:-1],
     "longer": lambda data: data + b"\n",
     "not UTF-8": lambda data: _flip(data, b"value", b"val\xffe"),
     "not UTF-8 but the hash": lambda data: re.sub(
-        rb'"sha256":"[0-9a-f]{64}"', b'"sha256":"' + hashlib.sha256(b"\xff").hexdigest().encode() + b'"', data
+        rb'"xxh3_128":"[0-9a-f]{32}"', b'"xxh3_128":"' + xxhash.xxh3_128_hexdigest(b"\xff").encode() + b'"', data
     ).replace(b"the value", b"\xff"),
 }
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 import aiofiles.os
 import filelock
 import msgspec
+import xxhash
 
 from dagonizer.contracts import VersionedJson
 from dagonizer.errors import (
@@ -71,7 +72,7 @@ class _Header(msgspec.Struct, frozen=True):
     format: Literal["dagonizer-file/1"]
     key: str
     revision: str
-    sha256: str
+    xxh3_128: str
 
 
 class _Permit:
@@ -212,7 +213,7 @@ class FileCheckpointStore:
     def _save_now(self, key: str, name: str, json: str, compare: Callable[[Path], None] | None, permit: _Permit) -> str:
         # Here and not in the coroutine: encoding and hashing 64 MiB would hold up the event loop.
         value = value_bytes(json)
-        header = _Header("dagonizer-file/1", key, secrets.token_hex(16), hashlib.sha256(value).hexdigest())
+        header = _Header("dagonizer-file/1", key, secrets.token_hex(16), xxhash.xxh3_128_hexdigest(value))
         path = self._root / name
         with translated(f"save {name}", self._root):
             with (
@@ -244,8 +245,8 @@ class FileCheckpointStore:
                 return None
             line, value = parts
             header = _parse_header(line, path)
-        if hashlib.sha256(value).hexdigest() != header.sha256:
-            raise _corrupted(path, "its value is not the one that was saved (SHA-256 differs)")
+        if xxhash.xxh3_128_hexdigest(value) != header.xxh3_128:
+            raise _corrupted(path, "its value is not the one that was saved (XXH3 differs)")
         return VersionedJson(value_text(value, key=key), header.revision)
 
     def _names_now(self, permit: _Permit) -> list[str]:

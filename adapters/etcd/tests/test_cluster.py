@@ -57,7 +57,7 @@ class Endpoint:
 
     async def txn(self, request: Txn, token: str) -> TxnReply:
         await self.answer()
-        return TxnReply(succeeded=True, revision=1)
+        return TxnReply(succeeded=True, revision=1, found=[])
 
     async def grant(self, seconds: int, token: str) -> int:
         await self.answer()

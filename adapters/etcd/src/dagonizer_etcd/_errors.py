@@ -107,6 +107,10 @@ class Failure(Exception):  # noqa: N818 - internal: what reaches a caller is a S
         # A member without a leader says so before it looks at the request.
         self.sent = sent and not details.startswith(NO_LEADER)
 
+    def again(self) -> Failure:
+        """Return the same, for somebody else to raise."""
+        return Failure(self.code, self.details, self.where, sent=self.sent)
+
     @property
     def verdict(self) -> tuple[type[StoreError], str]:
         """What to raise, and what to advise."""

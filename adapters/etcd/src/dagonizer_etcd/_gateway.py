@@ -16,14 +16,24 @@ from etcd3.aio_client import AioClient  # type: ignore[import-untyped]  # it has
 from dagonizer.connections import reset
 from dagonizer_etcd._config import address
 from dagonizer_etcd._errors import Code, Failure
-from dagonizer_etcd._transport import Cluster, KeyValue, Put, RangeReply, TxnReply, decoded, is_cancelled, tls_context
+from dagonizer_etcd._transport import (
+    Cluster,
+    Delete,
+    KeyValue,
+    Put,
+    RangeReply,
+    TxnReply,
+    decoded,
+    is_cancelled,
+    tls_context,
+)
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator
 
     from dagonizer_etcd._config import EtcdConfig
-    from dagonizer_etcd._transport import Condition, Delete, Range, Txn
+    from dagonizer_etcd._transport import Condition, Range, Txn
 
 T = TypeVar("T")
 
@@ -84,9 +94,18 @@ class _RangeReply(msgspec.Struct):
     more: bool = False
 
 
+class _Read(msgspec.Struct, frozen=True):
+    kvs: list[_KeyValue] = []
+
+
+class _Response(msgspec.Struct):
+    response_range: _Read = _Read()
+
+
 class _TxnReply(msgspec.Struct):
     header: _Header
     succeeded: bool = False
+    responses: list[_Response] = []
 
 
 class _Lease(msgspec.Struct):
@@ -164,25 +183,17 @@ class _GatewayEndpoint:
         self._turn = asyncio.Semaphore(limit) if limit else nullcontext()
 
     async def range(self, request: Range, token: str) -> RangeReply:
-        body = {
-            "key": request.key,
-            "range_end": request.end,
-            "limit": request.limit,
-            "revision": request.revision,
-            "keys_only": request.keys_only,
-        }
-        reply = await self._call("/kv/range", body, token, _RangeReply)
-        found = [KeyValue(kv.key, kv.value, kv.mod_revision) for kv in reply.kvs]
-        return RangeReply(found, reply.more, reply.header.revision)
+        reply = await self._call("/kv/range", _range(request), token, _RangeReply)
+        return RangeReply(_found(reply.kvs), reply.more, reply.header.revision)
 
     async def txn(self, request: Txn, token: str) -> TxnReply:
         body = {
             "compare": [_compare(condition) for condition in request.conditions],
-            "success": [_operation(change) for change in request.then],
-            "failure": [_operation(change) for change in request.otherwise],
+            "success": [_operation(operation) for operation in request.then],
         }
         reply = await self._call("/kv/txn", body, token, _TxnReply)
-        return TxnReply(reply.succeeded, reply.header.revision)
+        found = [_found(response.response_range.kvs) for response in reply.responses]
+        return TxnReply(reply.succeeded, reply.header.revision, found)
 
     async def grant(self, seconds: int, token: str) -> int:
         return (await self._call("/lease/grant", {"TTL": seconds}, token, _Lease)).ID
@@ -254,10 +265,26 @@ def _compare(condition: Condition) -> dict[str, Any]:
     }
 
 
-def _operation(change: Put | Delete) -> dict[str, Any]:
-    if isinstance(change, Put):
-        return {"request_put": {"key": change.key, "value": change.value, "lease": change.lease}}
-    return {"request_delete_range": {"key": change.key, "range_end": change.end}}
+def _operation(operation: Put | Delete | Range) -> dict[str, Any]:
+    if isinstance(operation, Put):
+        return {"request_put": {"key": operation.key, "value": operation.value, "lease": operation.lease}}
+    if isinstance(operation, Delete):
+        return {"request_delete_range": {"key": operation.key, "range_end": operation.end}}
+    return {"request_range": _range(operation)}
+
+
+def _range(request: Range) -> dict[str, Any]:
+    return {
+        "key": request.key,
+        "range_end": request.end,
+        "limit": request.limit,
+        "revision": request.revision,
+        "keys_only": request.keys_only,
+    }
+
+
+def _found(kvs: list[_KeyValue]) -> list[KeyValue]:
+    return [KeyValue(kv.key, kv.value, kv.mod_revision) for kv in kvs]
 
 
 def _options(config: EtcdConfig, context: ssl.SSLContext | None) -> dict[str, Any]:

@@ -19,13 +19,22 @@ from aetcd import rpc  # type: ignore[import-untyped]  # the same
 
 from dagonizer_etcd._config import address
 from dagonizer_etcd._errors import Code, Failure
-from dagonizer_etcd._transport import Cluster, KeyValue, Put, RangeReply, TxnReply, is_cancelled, tls_context
+from dagonizer_etcd._transport import (
+    Cluster,
+    Delete,
+    KeyValue,
+    Put,
+    RangeReply,
+    TxnReply,
+    is_cancelled,
+    tls_context,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from dagonizer_etcd._config import EtcdConfig
-    from dagonizer_etcd._transport import Condition, Delete, Range, Txn
+    from dagonizer_etcd._transport import Condition, Range, Txn
 
 # What gRPC says when it has not got as far as sending anything.
 _NEVER_SENT = (
@@ -76,25 +85,17 @@ class _GrpcEndpoint:
         await self._channel.close()
 
     async def range(self, request: Range, token: str) -> RangeReply:
-        message = rpc.RangeRequest(
-            key=request.key,
-            range_end=request.end,
-            limit=request.limit,
-            revision=request.revision,
-            keys_only=request.keys_only,
-        )
-        reply = await self._call(self._kv.Range, message, token)
-        found = [KeyValue(kv.key, kv.value, kv.mod_revision) for kv in reply.kvs]
-        return RangeReply(found, reply.more, reply.header.revision)
+        reply = await self._call(self._kv.Range, _range(request), token)
+        return RangeReply(_found(reply), reply.more, reply.header.revision)
 
     async def txn(self, request: Txn, token: str) -> TxnReply:
         message = rpc.TxnRequest(
             compare=[_compare(condition) for condition in request.conditions],
-            success=[_operation(change) for change in request.then],
-            failure=[_operation(change) for change in request.otherwise],
+            success=[_operation(operation) for operation in request.then],
         )
         reply = await self._call(self._kv.Txn, message, token)
-        return TxnReply(reply.succeeded, reply.header.revision)
+        found = [_found(response.response_range) for response in reply.responses]
+        return TxnReply(reply.succeeded, reply.header.revision, found)
 
     async def grant(self, seconds: int, token: str) -> int:
         reply = await self._call(self._lease.LeaseGrant, rpc.LeaseGrantRequest(TTL=seconds), token)
@@ -187,12 +188,28 @@ def _compare(condition: Condition) -> Any:  # noqa: ANN401 - a message of protob
     )
 
 
-def _operation(change: Put | Delete) -> Any:  # noqa: ANN401 - the same
-    if isinstance(change, Put):
-        put = rpc.PutRequest(key=change.key, value=change.value, lease=change.lease)
+def _operation(operation: Put | Delete | Range) -> Any:  # noqa: ANN401 - the same
+    if isinstance(operation, Put):
+        put = rpc.PutRequest(key=operation.key, value=operation.value, lease=operation.lease)
         return rpc.RequestOp(request_put=put)
-    delete = rpc.DeleteRangeRequest(key=change.key, range_end=change.end)
-    return rpc.RequestOp(request_delete_range=delete)
+    if isinstance(operation, Delete):
+        delete = rpc.DeleteRangeRequest(key=operation.key, range_end=operation.end)
+        return rpc.RequestOp(request_delete_range=delete)
+    return rpc.RequestOp(request_range=_range(operation))
+
+
+def _range(request: Range) -> Any:  # noqa: ANN401 - the same
+    return rpc.RangeRequest(
+        key=request.key,
+        range_end=request.end,
+        limit=request.limit,
+        revision=request.revision,
+        keys_only=request.keys_only,
+    )
+
+
+def _found(reply: Any) -> list[KeyValue]:  # noqa: ANN401 - the same
+    return [KeyValue(kv.key, kv.value, kv.mod_revision) for kv in reply.kvs]
 
 
 def _open(

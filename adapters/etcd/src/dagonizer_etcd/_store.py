@@ -212,7 +212,7 @@ class EtcdCheckpointStore:
         conditions = [Condition(change.key, "MOD", "EQUAL", seen)]
         if seen:
             conditions.append(Condition(change.key, "VALUE", "GREATER", b"\0\xff"))
-        reply = await cluster.txn(Txn(tuple(conditions), then=(change,)))
+        reply = await cluster.change(Txn(tuple(conditions), then=(change,)))
         if not reply.succeeded:
             return await self._replace(cluster, change, key=key, expected=expected)
         self._remember(key, reply.revision if isinstance(change, Put) else 0)
@@ -324,7 +324,7 @@ class EtcdCheckpointStore:
         return ()
 
     async def _load(self, cluster: Cluster, *, key: str, entry: bytes, attempts: int = _LOADS) -> VersionedJson | None:
-        reply = await cluster.range(Range(entry))
+        reply = await cluster.read(Range(entry))
         self._remember(key, reply.found[0].revision if reply.found else 0)
         if not reply.found:
             return None

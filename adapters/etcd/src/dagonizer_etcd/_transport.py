@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, Protocol, TypeV
 
 import msgspec
 
+from dagonizer_etcd._batch import Batch
 from dagonizer_etcd._errors import AUTH_DISABLED, Code, Failure
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ T = TypeVar("T")
 
 # A request that finds its connection broken has one more attempt, if it may.
 _FEWEST_ATTEMPTS = 2
+# etcd takes a transaction of 128 conditions and 128 operations by default; a change has two conditions at most.
+_CHANGES, _READS = 64, 16
+# Of several changes, nothing was done. A server that is full says so although it has made them.
+_FAULT_OF_ONE = frozenset({Code.INVALID_ARGUMENT, Code.PERMISSION_DENIED})
 # Of the time that a call has waited in vain: a connection over which nothing has come for as long is given up.
 _SILENCE = 0.5
 
@@ -65,11 +70,10 @@ class Range(NamedTuple):
 
 
 class Txn(NamedTuple):
-    """Do ``then`` if all ``conditions`` hold, ``otherwise`` if not."""
+    """Do ``then`` if all ``conditions`` hold."""
 
     conditions: tuple[Condition, ...] = ()
-    then: tuple[Put | Delete, ...] = ()
-    otherwise: tuple[Put | Delete, ...] = ()
+    then: tuple[Put | Delete | Range, ...] = ()
 
 
 class KeyValue(NamedTuple):
@@ -89,10 +93,14 @@ class RangeReply(NamedTuple):
 
 
 class TxnReply(NamedTuple):
-    """Whether the conditions held, and the store's revision afterwards, which is that of every key put."""
+    """Whether the conditions held, and the store's revision afterwards, which is that of every key put.
+
+    ``found`` is what each operation read; nothing, if it was another.
+    """
 
     succeeded: bool
     revision: int
+    found: list[list[KeyValue]]
 
 
 class Endpoint(Protocol):
@@ -137,6 +145,15 @@ class Cluster:
         # So that time is left for the others; the whole operation is bounded elsewhere.
         self._patience = config.timeout / len(endpoints) if len(endpoints) > 1 else None
         self._timeout = config.timeout
+        self._reads = Batch(self.range, self._read_all, size=lambda _: 1, most=_READS, timeout=config.timeout)
+        most = config.chunk_bytes
+        self._changes = Batch(
+            self.txn,
+            self._change_all,
+            size=lambda request: max(_bytes(request), most // _CHANGES),
+            most=most,
+            timeout=config.timeout,
+        )
 
     async def range(self, request: Range) -> RangeReply:
         """Read, linearizably."""
@@ -145,6 +162,17 @@ class Cluster:
     async def txn(self, request: Txn) -> TxnReply:
         """Carry out a transaction."""
         return await self._call(lambda endpoint, token: endpoint.txn(request, token), repeatable=False)
+
+    async def read(self, request: Range) -> RangeReply:
+        """Read one key, linearizably, maybe in one request with others."""
+        return await self._reads.send(request)
+
+    async def change(self, request: Txn) -> TxnReply:
+        """Carry out a transaction that is likely to succeed, maybe in one request with others.
+
+        Each of those that are under way must be about another key.
+        """
+        return await self._changes.send(request)
 
     async def grant(self, seconds: int) -> int:
         """Return a new lease that ends after ``seconds``."""
@@ -155,6 +183,27 @@ class Cluster:
         """Leave connections that have gone silent, after an operation that took too long."""
         for endpoint in self._endpoints:
             await endpoint.distrust(self._timeout * _SILENCE)
+
+    async def _read_all(self, requests: Sequence[Range]) -> list[RangeReply] | None:
+        txn = Txn(then=tuple(requests))
+        try:
+            reply = await self._call(lambda endpoint, token: endpoint.txn(txn, token), repeatable=True)
+        except Failure as failure:
+            if failure.is_unavailability:
+                raise
+            return None
+        return [RangeReply(found, more=False, revision=reply.revision) for found in reply.found]
+
+    async def _change_all(self, requests: Sequence[Txn]) -> list[TxnReply] | None:
+        conditions = tuple(condition for request in requests for condition in request.conditions)
+        changes = tuple(change for request in requests for change in request.then)
+        try:
+            reply = await self.txn(Txn(conditions, changes))
+        except Failure as failure:
+            if failure.code in _FAULT_OF_ONE:
+                return None
+            raise
+        return [reply] * len(requests) if reply.succeeded else None
 
     async def _call(self, call: Callable[[Endpoint, str], Awaitable[T]], *, repeatable: bool) -> T:
         attempts, renewed = 1, False
@@ -209,6 +258,12 @@ class Cluster:
                         raise
                     self._token = ""
             return self._token
+
+
+def _bytes(request: Txn) -> int:
+    """Return about how long ``request`` is."""
+    keys = sum(len(part.key) for part in (*request.conditions, *request.then))
+    return keys + sum(len(change.value) for change in request.then if isinstance(change, Put))
 
 
 def is_cancelled() -> bool:

@@ -133,6 +133,8 @@ def wheels(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure speed and memory."""
-    _install(session, "test")
-    session.run("python", "benchmarks/codec.py", *session.posargs)
+    """Measure speed and memory, and write what docs/performance.md shows into bench-report/; takes an hour."""
+    _install(session, "test", "bench")
+    for script in ("codec", "compare", "growth"):
+        session.run("python", f"benchmarks/{script}.py", "--report", f"bench-report/{script}.json")
+    session.run("python", "benchmarks/report.py", *session.posargs)

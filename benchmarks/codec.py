@@ -5,6 +5,7 @@ All are measured in one run, in turns; what counts are the ratios of the medians
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import random
@@ -14,6 +15,7 @@ import sys
 import time
 import tracemalloc
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonschema import Draft202012Validator
@@ -71,7 +73,10 @@ def _importing(modules: str) -> Callable[[], object]:
 
 
 def main() -> None:
-    """Measure and print, as JSON with ``--json``."""
+    """Measure and print, and write the figures into a file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--report", type=Path, default=Path("bench-report/codec.json"), help="where to write")
+    report: Path = parser.parse_args().report
     data = _document()
     text = Checkpoint.to_json(data)
     plain = json.loads(text)
@@ -98,9 +103,8 @@ def main() -> None:
         "the same with the interpreter's start": imports["ours"] / imports["theirs"],
         "peak memory of recall, of the document": _peak_of_recall(text) / len(text.encode()),
     }
-    if "--json" in sys.argv:
-        print(json.dumps(figures))
-        return
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     for name, figure in figures.items():
         print(f"{name:55} {figure if isinstance(figure, str) else f'{figure:.2f}'}")
 

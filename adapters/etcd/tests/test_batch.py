@@ -108,6 +108,21 @@ async def test_what_nobody_waits_for_any_more_is_not_sent() -> None:
     assert sorted(number for request in numbers.requests for number in request) == [0, 1, 2, 3, 4, 5, 7, 8]
 
 
+@pytest.mark.parametrize("most", [1, 2, 10])
+@pytest.mark.parametrize("pauses", [0, 1, 2, 3])
+async def test_none_waits_for_ever_however_senders_end(most: int, pauses: int) -> None:
+    numbers = Numbers(most=most)
+
+    async def repeat(number: int) -> None:
+        for turn in range(20):
+            assert await numbers.batch.send(number) == 2 * number
+            for _ in range((number + turn) % 4 if pauses == 3 else pauses):
+                await asyncio.sleep(0)
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(*map(repeat, range(7)))
+
+
 async def test_one_that_is_given_up_on_the_way_takes_none_with_it() -> None:
     numbers = Numbers()
     numbers.may_answer.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
 
 from dagonizer_etcd._errors import Failure
 
@@ -72,18 +72,26 @@ class Batch(Generic[Q, A]):
             # As a task it begins after all that come at the same moment.
             sender = asyncio.create_task(self._send_queued())
             self._senders.add(sender)
+            # For one that is cancelled before it begins.
             sender.add_done_callback(self._senders.discard)
         return queued.answer
 
     async def _send_queued(self) -> None:
-        while batch := self._next():
-            answers: Sequence[A | Failure | None] = [None] * len(batch)
-            try:
-                answers = await self._answers([queued.request for queued in batch])
-            finally:
-                for queued, answer in zip(batch, answers, strict=True):
-                    if not queued.answer.done():
-                        queued.answer.set_result(answer)
+        try:
+            while batch := self._next():
+                await self._send(batch)
+        finally:
+            # At once: what comes before the task is done is not for a sender that has already looked.
+            self._senders.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _send(self, batch: Sequence[_Queued[Q, A]]) -> None:
+        answers: Sequence[A | Failure | None] = [None] * len(batch)
+        try:
+            answers = await self._answers([queued.request for queued in batch])
+        finally:
+            for queued, answer in zip(batch, answers, strict=True):
+                if not queued.answer.done():
+                    queued.answer.set_result(answer)
 
     def _next(self) -> list[_Queued[Q, A]]:
         """Take from the queue what goes together, without those for which nobody waits any more."""

@@ -118,6 +118,7 @@ def _file(directory: Path) -> Field:
         "file",
         {
             "dagonizer": ("dagonizer_store", f"file://{directory}/dagonizer?timeout={_TIMEOUT}"),
+            "dagonizer, zstd": ("dagonizer_store", f"file://{directory}/zstd?timeout={_TIMEOUT}&compression=zstd"),
             "persist, recall": ("dagonizer_checkpoint", f"file://{directory}/checkpoint?timeout={_TIMEOUT}"),
             "raw": ("raw_file", f"file://{directory}"),
             "aiofiles, five hops": ("aiofiles_file", f"file://{directory}"),
@@ -150,6 +151,7 @@ def _redis(_: Path) -> Field:
         "redis",
         {
             "dagonizer": ("dagonizer_store", ours),
+            "dagonizer, zstd": ("dagonizer_store", f"{ours}&prefix=zstd&compression=zstd"),
             "persist, recall": ("dagonizer_checkpoint", ours),
             "raw": ("raw_redis", url),
             "py-key-value": ("peer_key_value_redis", url),
@@ -164,6 +166,7 @@ def _s3(_: Path) -> Field:
         "s3",
         {
             "dagonizer": ("dagonizer_store", ours),
+            "dagonizer, zstd": ("dagonizer_store", f"{ours.replace('/?', '/zstd?')}&compression=zstd"),
             "persist, recall": ("dagonizer_checkpoint", ours),
             "raw": ("raw_s3", url),
             "py-key-value": ("peer_key_value_s3", url),
@@ -189,6 +192,7 @@ def _etcd(_: Path) -> Field:
         "etcd",
         {
             "dagonizer": ("dagonizer_store", f"{url}?timeout={_TIMEOUT}"),
+            "dagonizer, zstd": ("dagonizer_store", f"{url}/zstd?timeout={_TIMEOUT}&compression=zstd"),
             "persist, recall": ("dagonizer_checkpoint", f"{url}?timeout={_TIMEOUT}"),
             "raw": ("raw_etcd_grpc", host),
             "dagonizer, gateway": ("dagonizer_store", f"etcd+http://{host}?timeout={_TIMEOUT}"),

@@ -16,8 +16,9 @@ import stat
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from errno import ENOTDIR
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -42,7 +43,7 @@ if sys.platform != "win32":
     import fcntl
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from types import TracebackType
     from typing import Self
 
@@ -54,8 +55,6 @@ _SLUG_CHARACTERS = 40
 
 # The longest header is a key of 1,024 control characters, each six bytes as JSON, and some 200 bytes beside it.
 _MAX_HEADER_BYTES = 8192
-# What is written with the header; more would be copied once more for it.
-_AT_ONCE = 65536
 _PAGE = 256
 
 # A store's first save sweeps, and then one an hour: it looks at every name in the directory.
@@ -225,10 +224,13 @@ class FileCheckpointStore:
                     # There a file that is open can be neither renamed nor locked.
                     os.close(fd)
                     fd = -1
-                with self._locked(permit, shared=compare is None):
+                release = self._lock_directory(permit, shared=compare is None)
+                try:
                     if compare is not None:
                         compare(path)
                     permit.use(os.replace, temp, path)
+                finally:
+                    release()
             except BaseException:
                 # Also gone when the sweep of another store took it; the first error is the one to tell.
                 with suppress(OSError):
@@ -248,8 +250,12 @@ class FileCheckpointStore:
         try:
             if not self._exists():
                 return
-            with self._locked(permit, shared=True), suppress(FileNotFoundError):
-                permit.use(os.unlink, self._prefix + name)
+            release = self._lock_directory(permit, shared=True)
+            try:
+                with suppress(FileNotFoundError):
+                    permit.use(os.unlink, self._prefix + name)
+            finally:
+                release()
             # Even when there was nothing: an earlier deletion, cancelled, may have left before this.
             self._sync_directory(self._root)
         except OSError as exc:
@@ -278,8 +284,11 @@ class FileCheckpointStore:
             if not self._exists():
                 return []
             # A rename in the middle of a listing could show an entry twice or not at all.
-            with self._locked(permit, shared=False):
+            release = self._lock_directory(permit, shared=False)
+            try:
                 names = os.listdir(self._root)
+            finally:
+                release()
         except OSError as exc:
             raise store_error(exc, "list keys", self._root) from exc
         return [name for name in names if _ENTRY_NAME.fullmatch(name)]
@@ -311,8 +320,10 @@ class FileCheckpointStore:
                 os.unlink(temp)
 
     def _write(self, fd: int, header: bytes, value: bytes) -> None:
-        for part in (header + value,) if len(value) < _AT_ONCE else (header, value):
-            rest = memoryview(part)
+        # Nearly always that is all: one call, and no copy.
+        written = 0 if sys.platform == "win32" else os.writev(fd, (header, value))
+        if written < len(header) + len(value):
+            rest = memoryview(header + value)[written:]
             while rest:
                 rest = rest[os.write(fd, rest) :]
         if self._config.fsync:
@@ -349,15 +360,11 @@ class FileCheckpointStore:
             raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), self._root)
         return True
 
-    @contextmanager
-    def _locked(self, permit: _Permit, *, shared: bool) -> Iterator[None]:
+    def _lock_directory(self, permit: _Permit, *, shared: bool) -> Callable[[], None]:
+        """Wait for the directory's lock, and return what releases it."""
         fd = self._locked_at_once(shared=shared)
         if fd is not None:
-            try:
-                yield
-            finally:
-                os.close(fd)
-            return
+            return partial(os.close, fd)
         # A new lock each time, for one instance does not exclude the threads that share it. Never a soft lock: a
         # process that dies would hold it for ever.
         lock = filelock.FileLock(
@@ -367,8 +374,8 @@ class FileCheckpointStore:
             poll_interval=0.001,
             fallback_to_soft=False,
         )
-        with lock.acquire(cancel_check=permit.is_withdrawn):
-            yield
+        lock.acquire(cancel_check=permit.is_withdrawn)
+        return lock.release
 
     def _locked_at_once(self, *, shared: bool) -> int | None:
         """Return the open lock file, locked as filelock locks it, or None: then it is for filelock to wait or fail."""

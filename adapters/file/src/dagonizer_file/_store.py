@@ -1,9 +1,10 @@
 """The store: a directory, one file a key.
 
-A file holds one line of JSON that says whose value it is, and then the value's UTF-8 bytes, untouched. Writers put a
-new file beside the old one and rename it over, under a lock of the directory, which saves and deletions share, for each
-is a single step, and comparing or listing excludes; readers need none. The new file is itself locked for as long as its
-save goes on, so that a later save can tell, and remove, those of processes that died.
+A file holds one line of JSON that says whose value it is, and then the value's UTF-8 bytes, untouched or as a Zstandard
+frame; the hash in the line is of what follows it. Writers put a new file beside the old one and rename it over, under a
+lock of the directory, which saves and deletions share, for each is a single step, and comparing or listing excludes;
+readers need none. The new file is itself locked for as long as its save goes on, so that a later save can tell, and
+remove, those of processes that died.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import filelock
 import msgspec
 import xxhash
 
+from dagonizer.compression import compress, expand
 from dagonizer.contracts import VersionedJson
 from dagonizer.errors import (
     InvalidKeyError,
@@ -212,9 +214,8 @@ class FileCheckpointStore:
     @aiofiles.os.wrap
     def _save_now(self, key: str, name: str, json: str, compare: Callable[[str], None] | None, permit: _Permit) -> str:
         # Here and not in the coroutine: encoding and hashing 64 MiB would hold up the event loop.
-        value = value_bytes(json)
+        value = compress(value_bytes(json), self._config.compression)
         header = _Header("dagonizer-file/1", key, secrets.token_hex(16), xxhash.xxh3_128_hexdigest(value))
-        path = self._prefix + name
         try:
             temp, fd = self._create(name)
             try:
@@ -224,13 +225,7 @@ class FileCheckpointStore:
                     # There a file that is open can be neither renamed nor locked.
                     os.close(fd)
                     fd = -1
-                release = self._lock_directory(permit, shared=compare is None)
-                try:
-                    if compare is not None:
-                        compare(path)
-                    permit.use(os.replace, temp, path)
-                finally:
-                    release()
+                self._replace(temp, self._prefix + name, compare, permit)
             except BaseException:
                 # Also gone when the sweep of another store took it; the first error is the one to tell.
                 with suppress(OSError):
@@ -276,7 +271,7 @@ class FileCheckpointStore:
             raise _misplaced(path)
         if xxhash.xxh3_128_hexdigest(value) != header.xxh3_128:
             raise _corrupted(path, "its value is not the one that was saved (XXH3 differs)")
-        return VersionedJson(value_text(value, key=key), header.revision)
+        return VersionedJson(value_text(expand(value, key=key), key=key), header.revision)
 
     @aiofiles.os.wrap
     def _names_now(self, permit: _Permit) -> list[str]:
@@ -331,6 +326,15 @@ class FileCheckpointStore:
         else:
             # What was not flushed is seen by other hosts, on NFS, once a descriptor is closed. This one keeps the lock.
             os.close(os.dup(fd))
+
+    def _replace(self, temp: str, path: str, compare: Callable[[str], None] | None, permit: _Permit) -> None:
+        release = self._lock_directory(permit, shared=compare is None)
+        try:
+            if compare is not None:
+                compare(path)
+            permit.use(os.replace, temp, path)
+        finally:
+            release()
 
     def _open_new(self, temp: str) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS

@@ -147,6 +147,34 @@ def test_a_value_of_64_mib(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_what_a_call_leaves_unread_or_unwritten_is_done_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, write, calls = os.read, os.write, []
+
+    def some_written(fd: int, parts: tuple[bytes, ...]) -> int:
+        calls.append("writev")
+        return write(fd, b"".join(parts)[:1000])
+
+    def some_read(fd: int, size: int) -> bytes:
+        calls.append("read")
+        return read(fd, min(size, 5000))
+
+    monkeypatch.setattr(os, "writev", some_written)
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:5000]))
+    monkeypatch.setattr(os, "read", some_read)
+    text = "".join(map(str, range(10_000)))
+
+    async def main() -> None:
+        await quick(tmp_path).save("k", text)
+        assert entry(tmp_path).read_bytes().endswith(b"\n" + text.encode())
+        assert await quick(tmp_path).load("k") == text
+
+    asyncio.run(main())
+    assert calls.count("writev") == 1
+    assert calls.count("read") > len(text) // 5000
+
+
 FRAME = b"\x28\xb5\x2f\xfd"
 
 

@@ -315,8 +315,10 @@ class FileCheckpointStore:
                 os.unlink(temp)
 
     def _write(self, fd: int, header: bytes, value: bytes) -> None:
-        # Nearly always that is all: one call, and no copy.
-        written = 0 if sys.platform == "win32" else os.writev(fd, (header, value))
+        written = 0
+        if sys.platform != "win32":
+            # Nearly always that is all: one call, and no copy.
+            written = os.writev(fd, (header, value))
         if written < len(header) + len(value):
             rest = memoryview(header + value)[written:]
             while rest:

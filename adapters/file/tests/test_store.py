@@ -147,6 +147,91 @@ def test_a_value_of_64_mib(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_what_a_call_leaves_unread_or_unwritten_is_done_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, write, calls = os.read, os.write, []
+
+    def some_written(fd: int, parts: tuple[bytes, ...]) -> int:
+        calls.append("writev")
+        return write(fd, b"".join(parts)[:1000])
+
+    def some_read(fd: int, size: int) -> bytes:
+        calls.append("read")
+        return read(fd, min(size, 5000))
+
+    monkeypatch.setattr(os, "writev", some_written)
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:5000]))
+    monkeypatch.setattr(os, "read", some_read)
+    text = "".join(map(str, range(10_000)))
+
+    async def main() -> None:
+        await quick(tmp_path).save("k", text)
+        assert entry(tmp_path).read_bytes().endswith(b"\n" + text.encode())
+        assert await quick(tmp_path).load("k") == text
+
+    asyncio.run(main())
+    assert calls.count("writev") == 1
+    assert calls.count("read") > len(text) // 5000
+
+
+FRAME = b"\x28\xb5\x2f\xfd"
+
+
+def test_a_large_value_is_stored_as_a_frame_and_loads_without_the_setting(tmp_path: Path) -> None:
+    text = '{"a":"é"}' * 1000
+
+    async def main() -> None:
+        await quick(tmp_path, compression="zstd").save("k", text)
+        assert await quick(tmp_path).load("k") == text
+
+    asyncio.run(main())
+    header, _, value = entry(tmp_path).read_bytes().partition(b"\n")
+    assert value.startswith(FRAME)
+    assert len(value) < len(text)
+    assert b'"xxh3_128":"%s"' % xxhash.xxh3_128_hexdigest(value).encode() in header
+
+
+def test_a_small_value_is_stored_as_it_is(tmp_path: Path) -> None:
+    asyncio.run(quick(tmp_path, compression="zstd").save("k", "{}" * 1000))
+    assert entry(tmp_path).read_bytes().endswith(b"\n" + b"{}" * 1000)
+
+
+def test_compare_and_swap_between_stores_that_compress_and_that_do_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        compressing, plain = quick(tmp_path, compression="zstd"), quick(tmp_path)
+        version = await compressing.save_if("k", "1" * 9000, expected=None)
+        with pytest.raises(StoreConflictError):
+            await plain.save_if("k", "2" * 9000, expected=None)
+        for store, text in ((compressing, "2" * 9000), (plain, "3" * 9000), (compressing, "4" * 9000)):
+            older, version = version, await store.save_if("k", text, expected=version)
+            with pytest.raises(StoreConflictError):
+                await compressing.save_if("k", "x", expected=older)
+        for store in (plain, compressing):
+            loaded = await store.load_versioned("k")
+            assert loaded is not None
+            assert (loaded.json, loaded.version) == ("4" * 9000, version)
+
+    asyncio.run(main())
+
+
+def test_a_damaged_frame_is_told_and_never_absent(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = quick(tmp_path, compression="zstd")
+        await store.save("k", "the value" * 1000)
+        header, _, frame = entry(tmp_path).read_bytes().partition(b"\n")
+        damaged = frame[:-1] + bytes([frame[-1] ^ 1])
+        entry(tmp_path).write_bytes(header + b"\n" + damaged)
+        with pytest.raises(StoreCorruptedError, match="XXH3"):
+            await store.load("k")
+        digests = [xxhash.xxh3_128_hexdigest(value).encode() for value in (frame, damaged)]
+        entry(tmp_path).write_bytes(_flip(header, *digests) + b"\n" + damaged)
+        with pytest.raises(StoreCorruptedError, match="Zstandard frame is damaged"):
+            await store.load("k")
+
+    asyncio.run(main())
+
+
 def test_files_and_directories_are_the_owners_only(tmp_path: Path) -> None:
     root = tmp_path / "a" / "b"
     asyncio.run(FileCheckpointStore(root).save("k", "v"))

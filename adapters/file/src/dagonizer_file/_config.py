@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
+from dagonizer.compression import SUMMARY, Compression, check_compression
 from dagonizer.errors import StoreURLError
 from dagonizer.url import parameter, parameters_of
 
@@ -27,12 +28,14 @@ class FileConfig:
     """Where a ``FileCheckpointStore`` keeps its files, and how.
 
     ``root`` is the directory, made on the first save. ``fsync`` makes saves and deletions survive a power failure.
-    ``timeout`` is in seconds. Raises ``ValueError`` for a root that no file system can hold or a timeout not above 0.
+    ``timeout`` is in seconds. ``compression`` is of what is saved; what is loaded is recognised. Raises ``ValueError``
+    for a root that no file system can hold, a timeout not above 0, or a compression that is unknown or not installed.
     """
 
     root: Path
     fsync: bool = parameter(True, "whether saves and deletions are flushed to the disk before they return")
     timeout: Annotated[float, msgspec.Meta(gt=0)] = parameter(30.0, "seconds to wait for another process's lock")
+    compression: Compression = parameter("none", SUMMARY)  # noqa: RUF009 - as for the others; ruff does not see that it is a str
 
     def __post_init__(self) -> None:
         try:
@@ -44,10 +47,11 @@ class FileConfig:
         # Written so that NaN fails too.
         if not self.timeout > 0:
             raise ValueError(f"timeout must be a number of seconds above 0, not {self.timeout!r}")
+        check_compression(self.compression)
 
     @classmethod
     def from_url(cls, url: StoreURL) -> Self:
-        """Return the configuration that ``file:///absolute/directory?fsync=…&timeout=…`` says.
+        """Return the configuration that ``file:///absolute/directory?fsync=…&timeout=…&compression=…`` says.
 
         Raises ``StoreURLError`` for an unknown or ill-typed parameter, and for a URL with credentials, a port, a host
         other than ``localhost``, or no path.

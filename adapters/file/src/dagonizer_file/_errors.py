@@ -9,7 +9,6 @@ every other OSError            StoreUnavailableError
 from __future__ import annotations
 
 import errno
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import filelock
@@ -17,9 +16,6 @@ import filelock
 from dagonizer.errors import StoreAccessError, StoreLimitError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from dagonizer.errors import StoreError
 
 _ACCESS = "check the owner and mode of that path, and that it is a directory on a writable file system"
@@ -41,17 +37,13 @@ if hasattr(errno, "EDQUOT"):  # Windows before 3.13 has no such name.
     _BY_ERRNO[errno.EDQUOT] = (StoreLimitError, _LIMIT)
 
 
-@contextmanager
-def translated(action: str, path: Path) -> Iterator[None]:
-    """Raise what the block raises as an ``OSError`` as the ``StoreError`` that says so of ``action`` and ``path``."""
-    try:
-        yield
-    except filelock.Timeout as exc:
-        raise StoreUnavailableError(
-            f"could not {action} in {path}: another process held {exc.lock_file} for the whole timeout; "
+def store_error(exc: OSError, action: str, root: str) -> StoreError:
+    """Return the ``StoreError`` for an ``OSError`` while doing ``action`` in the directory ``root``."""
+    if isinstance(exc, filelock.Timeout):
+        return StoreUnavailableError(
+            f"could not {action} in {root}: another process held {exc.lock_file} for the whole timeout; "
             "try again, or raise the timeout"
-        ) from exc
-    except OSError as exc:
-        error, advice = _BY_ERRNO.get(exc.errno or 0, (StoreUnavailableError, _UNAVAILABLE))
-        where = path if exc.filename is None else exc.filename
-        raise error(f"could not {action} in {path}: {exc.strerror or exc} ({where}); {advice}") from exc
+        )
+    error, advice = _BY_ERRNO.get(exc.errno or 0, (StoreUnavailableError, _UNAVAILABLE))
+    where = root if exc.filename is None else exc.filename
+    return error(f"could not {action} in {root}: {exc.strerror or exc} ({where}); {advice}")

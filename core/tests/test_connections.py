@@ -390,6 +390,43 @@ async def test_a_cancelled_write_that_fails_later_leaves_no_complaint():
     assert complaints == []
 
 
+async def test_who_is_cancelled_after_the_write_has_failed_and_before_it_is_told_leaves_no_complaint():
+    connections = Server().connections()
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+
+    async def fail(_connection: int) -> None:
+        # Between the failure, which follows at once, and the next turn of the caller.
+        asyncio.get_running_loop().call_soon(writing.cancel)
+        raise ValueError
+
+    await connections.read(identity)
+    writing = asyncio.create_task(connections.write("key", fail))
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    await connections.aclose()
+    gc.collect()
+    assert complaints == []
+
+
+async def test_a_write_whose_task_is_cancelled_cancels_its_caller_and_nobody_waits_for_it():
+    connections = Server().connections(timeout=60)
+    await connections.read(identity)
+    for turns in range(3):
+        before = asyncio.all_tasks()
+        writing = asyncio.create_task(connections.write("key", identity))
+        await asyncio.sleep(0)
+        (task,) = asyncio.all_tasks() - before - {writing}
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.wait({writing})
+        assert writing.cancelled() == (turns < 2)
+    async with asyncio.timeout(5):
+        await connections.aclose()
+
+
 class Acceptor:
     """A server that keeps what comes in, and its connections."""
 

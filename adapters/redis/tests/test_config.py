@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 
@@ -31,6 +32,7 @@ TWO = (Host("h1", 1), Host("h2", None))
         ("redis://h?wait=2", RedisConfig(hosts=ONE, wait=2)),
         ("redis://h?timeout=2.5", RedisConfig(hosts=ONE, timeout=2.5)),
         ("redis://h?max_connections=1", RedisConfig(hosts=ONE, max_connections=1)),
+        ("redis://h?compression=zstd", RedisConfig(hosts=ONE, compression="zstd")),
         ("rediss://h", RedisConfig(hosts=ONE, tls=True)),
         ("rediss://h/1?tls_ca=/ca.pem", RedisConfig(hosts=ONE, db=1, tls=True, tls_ca="/ca.pem")),
         ("rediss://h?tls_cert=c&tls_key=k", RedisConfig(hosts=ONE, tls=True, tls_cert="c", tls_key="k")),
@@ -76,6 +78,7 @@ def test_a_url_says_every_part_of_the_configuration(url: str, expected: RedisCon
         ("redis://h?timeout=inf", "timeout must be a finite number of seconds above 0"),
         ("redis://h?timeout=1e400", "above 0"),
         ("redis://h?max_connections=0", "'max_connections' must be a whole number of at least 1"),
+        ("redis://h?compression=gzip", "'compression' must be one of none, zstd"),
         ("redis://h?prefx=a", "did you mean 'prefix'"),
         ("redis://h?socket_timeout=1", "did you mean 'timeout'"),
         ("redis://h?tls=true", "write redis: or rediss: instead"),
@@ -120,6 +123,8 @@ def test_arguments_that_make_no_sense_are_refused() -> None:
         RedisConfig(wait=-1)
     with pytest.raises(ValueError, match="lone surrogate"):
         RedisConfig(prefix="\ud800")
+    with pytest.raises(ValueError, match="compression must be 'none' or 'zstd', not 'gzip'"):
+        RedisConfig(compression="gzip")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no sentinels"):
         RedisConfig(cluster=True, service="s")
     with pytest.raises(TypeError, match=r"RedisConfig or a redis\.asyncio\.Redis, not str"):
@@ -134,8 +139,14 @@ def test_no_secret_is_in_a_repr() -> None:
 
 
 def test_keywords_of_the_store_replace_what_the_configuration_says() -> None:
-    store = RedisCheckpointStore(RedisConfig(prefix="a", wait=1), prefix="b", timeout=1)
-    assert store._config == RedisConfig(prefix="b", wait=1, timeout=1)
+    store = RedisCheckpointStore(RedisConfig(prefix="a", wait=1), prefix="b", timeout=1, compression="zstd")
+    assert store._config == RedisConfig(prefix="b", wait=1, timeout=1, compression="zstd")
+
+
+def test_compression_without_its_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(StoreURLError, match=r"pip install \"dagonizer\[zstd\]\""):
+        RedisConfig.from_url(StoreURL.parse("redis://h?compression=zstd"))
 
 
 def test_the_plugin_opens_and_describes_redis_urls() -> None:
@@ -147,6 +158,7 @@ def test_the_plugin_opens_and_describes_redis_urls() -> None:
         "wait": 0,
         "timeout": 30.0,
         "max_connections": 32,
+        "compression": "none",
         "tls": False,
         "tls_ca": None,
         "tls_cert": None,

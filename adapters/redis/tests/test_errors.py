@@ -177,7 +177,7 @@ async def test_nobody_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$x\r\n", b"+" + b"x" * 100_000 + b"\r\n", b""]
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$x\r\n", b"+" + b"x" * 3_000_000 + b"\r\n", b""]
 )
 async def test_something_else_there(answer: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

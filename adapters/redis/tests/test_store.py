@@ -15,6 +15,7 @@ import sys
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,6 +30,7 @@ from dagonizer.errors import (
     StoreAccessError,
     StoreClosedError,
     StoreConflictError,
+    StoreCorruptedError,
     StoreUnavailableError,
 )
 from dagonizer.url import Host, StoreURL
@@ -143,6 +145,41 @@ async def test_compare_and_swap(store: RedisCheckpointStore) -> None:
     with pytest.raises(StoreConflictError):
         await store.save_if("k", "3", expected=second)
     assert await store.load("k") == "other"
+
+
+async def test_a_large_value_is_stored_as_a_frame_and_loads_without_the_setting(
+    redis_server: Valkey, store: RedisCheckpointStore, client: Redis
+) -> None:
+    text = '{"päth": "x"}' * 20_000
+    async with opened(f"{redis_server.url}?compression=zstd") as compressing:
+        for key, save in (("k", compressing.save), ("l", partial(compressing.save_if, expected=None))):
+            await save(key, text)
+            frame = await client.get(f"dagonizer:{key}")
+            assert frame.startswith(b"\x28\xb5\x2f\xfd")
+            assert len(frame) < len(text.encode()) / 10
+            assert await store.load(key) == await compressing.load(key) == text
+        await compressing.save("small", "{}")
+        assert await client.get("dagonizer:small") == b"{}"
+    await client.set("dagonizer:k", frame[:-1] + bytes([frame[-1] ^ 1]))
+    for load in (store.load, store.load_versioned):
+        with pytest.raises(StoreCorruptedError, match="frame is damaged"):
+            await load("k")
+
+
+async def test_compare_and_swap_between_clients_of_which_one_compresses(
+    redis_server: Valkey, store: RedisCheckpointStore, client: Redis
+) -> None:
+    one, other, texts = store, RedisCheckpointStore(client, compression="zstd"), ["a" * 5_000, "b" * 5_000]
+    version = await one.save_if("k", texts[0], expected=None)
+    for _ in range(4):
+        found = await other.load_versioned("k")
+        assert found is not None
+        assert (found.json, found.version) == (texts[0], version)
+        stale, version = version, await other.save_if("k", texts[1], expected=version)
+        with pytest.raises(StoreConflictError):
+            await one.save_if("k", texts[0], expected=stale)
+        assert await one.load("k") == texts[1]
+        one, other, texts = other, one, texts[::-1]
 
 
 async def test_a_swap_sees_a_change_between_its_look_and_its_save(

@@ -12,7 +12,8 @@ import select
 import socket
 import struct
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from typing import TYPE_CHECKING, Generic, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from dagonizer.errors import StoreClosedError
@@ -89,19 +90,16 @@ class Connections(Generic[C]):
         """
         mine = self._of_this_loop()
         mine.begin()
-        task = asyncio.create_task(self._bounded(mine, operation, mine.order(key)))
-        task.add_done_callback(mine.end)
+        loop = asyncio.get_running_loop()
+        # What is awaited is cancelled with the caller, so it is not the task.
+        outcome: asyncio.Future[T] = loop.create_future()
+        task = loop.create_task(self._settle(outcome, mine, operation, mine.order(key)))
+        task.add_done_callback(partial(mine.end, outcome))
         try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            # Nobody else will ask, and asyncio logs what nobody has asked for.
-            task.add_done_callback(lambda task: task.cancelled() or task.exception())
-            raise
-        try:
-            return task.result()
+            return await outcome
         finally:
             # Else what it raises would refer to itself by its traceback, and keep whatever the operation has used.
-            del task
+            del outcome
 
     async def aclose(self) -> None:
         """Wait for the operations that are under way, then close the connections of all event loops that still run."""
@@ -124,6 +122,25 @@ class Connections(Generic[C]):
         await asyncio.wait({closed}, timeout=2 * self._timeout)
         if closed.done() and not closed.cancelled():
             closed.result()
+
+    async def _settle(
+        self,
+        outcome: asyncio.Future[T],
+        mine: _LoopConnection[C],
+        operation: Callable[[C], Awaitable[T]],
+        order: AbstractAsyncContextManager[None],
+    ) -> None:
+        """Do an operation, and tell its caller, who may have been cancelled."""
+        try:
+            result = await self._bounded(mine, operation, order)
+            if not outcome.cancelled():
+                outcome.set_result(result)
+        except Exception as exc:  # noqa: BLE001 - the caller raises it
+            if not outcome.cancelled():
+                outcome.set_exception(exc)
+        finally:
+            # As in write.
+            del outcome
 
     async def _bounded(
         self,
@@ -175,8 +192,10 @@ class _LoopConnection(Generic[C]):
         self._users += 1
         self._idle.clear()
 
-    def end(self, _task: object = None) -> None:
-        """Count one less."""
+    def end(self, outcome: asyncio.Future[Any] | None = None, _task: object = None) -> None:
+        """Count one less. Without an outcome its task was cancelled, maybe before it began."""
+        if outcome is not None:
+            outcome.cancel()
         self._users -= 1
         if not self._users:
             self._idle.set()

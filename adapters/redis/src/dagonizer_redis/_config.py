@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from dagonizer.compression import SUMMARY, Compression, check_compression
 from dagonizer.errors import StoreURLError
 from dagonizer.url import Host, parameter, parameters_of
 
@@ -53,6 +54,7 @@ class RedisConfig:
     wait: Annotated[int, msgspec.Meta(ge=0)] = parameter(0, "replicas that must acknowledge a save or deletion")
     timeout: Annotated[float, msgspec.Meta(gt=0)] = parameter(30.0, "seconds that any operation may take")
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = parameter(32, "connections to one server at most")
+    compression: Compression = parameter("none", SUMMARY)  # noqa: RUF009 - its default is immutable
     tls: bool = parameter(False, "whether to use TLS with a cluster or with sentinels and their servers")
     tls_ca: str | None = parameter(None, "file of the certificate authorities, if not the system's")
     tls_cert: str | None = parameter(None, "file of the client's certificate")
@@ -71,6 +73,7 @@ class RedisConfig:
         mistakes = self._mistakes()
         if mistakes:
             raise ValueError(mistakes[0])
+        check_compression(self.compression)
 
     @classmethod
     def from_url(cls, url: StoreURL) -> Self:

@@ -139,14 +139,9 @@ def translated(action: str, where: str, *, sent: Callable[[], bool] = lambda: Fa
         raise error(f"could not {action} at {where}: {_said(exc)}; {advice}") from exc
 
 
-@contextmanager
-def without_arguments() -> Iterator[None]:
-    """Take the words of a command out of the refusals that the block raises, before anything can show them."""
-    try:
-        yield
-    except driver.ResponseError as exc:
-        exc.args = tuple(str(argument).partition(_ARGUMENTS)[0] for argument in exc.args)
-        raise
+def hide_arguments(exc: driver.ResponseError) -> None:
+    """Take the words of the command out of a refusal, before anything can show them."""
+    exc.args = tuple(str(argument).partition(_ARGUMENTS)[0] for argument in exc.args)
 
 
 def _meaning(exc: Exception) -> Meaning:

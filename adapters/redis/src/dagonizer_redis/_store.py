@@ -1,4 +1,4 @@
-"""The store: a Redis string for each key, which holds the value's UTF-8 bytes and nothing else.
+"""The store: a Redis string for each key, which holds the value's UTF-8 bytes, or a Zstandard frame of them.
 
 The string's own name is the prefix with ``%`` and ``:`` percent-encoded, a colon, and the key as it is. So the first
 colon ends the prefix, and no two pairs of prefix and key make the same name.
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from dagonizer.compression import compress_aside, expand_aside
 from dagonizer.connections import Connections
 from dagonizer.contracts import VersionedJson
 from dagonizer.errors import InvalidKeyError, StoreConflictError, StoreUnavailableError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from dagonizer.compression import Compression
     from dagonizer_redis._topology import Links
 
 T = TypeVar("T")
@@ -46,8 +48,8 @@ class RedisCheckpointStore:
     """A store in a database of Redis or Valkey.
 
     ``server`` is a ``RedisConfig``, or the caller's own ``redis.asyncio.Redis``, whose connections are used then, in
-    its event loop, and which the caller closes. ``prefix``, ``wait`` and ``timeout`` are those of ``RedisConfig``, and
-    replace what it says. Making a store does no I/O.
+    its event loop, and which the caller closes. ``prefix``, ``wait``, ``timeout`` and ``compression`` are those of
+    ``RedisConfig``, and replace what it says. Making a store does no I/O.
 
     Errors, besides those of ``dagonizer.keys``: ``StoreUnavailableError``, ``StoreAccessError``, ``StoreLimitError``,
     ``StoreCorruptedError``, ``StoreConflictError``, ``StoreClosedError``.
@@ -60,6 +62,7 @@ class RedisCheckpointStore:
         prefix: str | None = None,
         wait: int | None = None,
         timeout: float | None = None,
+        compression: Compression | None = None,
     ) -> None:
         config = server if isinstance(server, RedisConfig) else RedisConfig()
         config = replace(
@@ -67,6 +70,7 @@ class RedisCheckpointStore:
             prefix=config.prefix if prefix is None else prefix,
             wait=config.wait if wait is None else wait,
             timeout=config.timeout if timeout is None else timeout,
+            compression=config.compression if compression is None else compression,
         )
         if isinstance(server, RedisConfig):
             self._where = config.where
@@ -97,13 +101,13 @@ class RedisCheckpointStore:
     async def save(self, key: str, json: str) -> None:
         """Put ``json`` under ``key``, replacing whatever is there, and any expiry of it."""
         self._connections.check_open()
-        name, value = self._name(key), value_bytes(json)
+        name, value = self._name(key), await compress_aside(value_bytes(json), self._config.compression)
         await self._write("save", key, name, lambda link: link.run((b"SET", name, value)))
 
     async def load(self, key: str) -> str | None:
         """Return the text under ``key``, or None. Raises ``StoreCorruptedError`` if it is no text."""
         stored = await self._load(key)
-        return None if stored is None else value_text(stored, key=key)
+        return None if stored is None else await _text(stored, key)
 
     async def delete(self, key: str) -> None:
         """Remove whatever is under ``key``."""
@@ -121,9 +125,9 @@ class RedisCheckpointStore:
         await self._write("delete", key, name, delete)
 
     async def load_versioned(self, key: str) -> VersionedJson | None:
-        """Return the text under ``key`` with its version, its SHA-256, or None. Raises like ``load``."""
+        """Return the text under ``key`` with its version, or None. Raises like ``load``."""
         stored = await self._load(key)
-        return None if stored is None else VersionedJson(value_text(stored, key=key), await _version(stored))
+        return None if stored is None else VersionedJson(await _text(stored, key), await _version(stored))
 
     async def save_if(self, key: str, json: str, *, expected: str | None) -> str:
         """Save if the entry has the version ``expected`` (None: no entry), and return its new version.
@@ -131,7 +135,7 @@ class RedisCheckpointStore:
         Raises ``StoreConflictError``, or ``StoreCorruptedError`` if what is there is no string.
         """
         self._connections.check_open()
-        name, value = self._name(key), value_bytes(json)
+        name, value = self._name(key), await compress_aside(value_bytes(json), self._config.compression)
 
         async def swap(link: Link) -> bool:
             return await (_create(link, name, value) if expected is None else _swap(link, name, value, expected))
@@ -268,6 +272,10 @@ async def _swap(link: Link, name: bytes, value: bytes, expected: str) -> bool:
         del stored
         if await link.run_atomically((b"SET", name, value)):
             return True
+
+
+async def _text(stored: bytes, key: str) -> str:
+    return value_text(await expand_aside(stored, key=key), key=key)
 
 
 async def _version(value: bytes) -> str:

@@ -31,7 +31,7 @@ from dagonizer.connections import is_stale, reset
 from dagonizer.errors import StoreAccessError, StoreUnavailableError
 from dagonizer.url import Host
 from dagonizer_redis._config import shown
-from dagonizer_redis._errors import is_access, without_arguments
+from dagonizer_redis._errors import hide_arguments, is_access
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -46,8 +46,12 @@ Command = tuple[bytes | int, ...]
 
 _SLOTS = 16_384
 _MOST_REDIRECTIONS = 16
-# What is larger is sent in pieces of this size.
-_PIECE = 1 << 20
+# What is larger is sent by itself, for together with the rest of its command it would be copied.
+_LARGE = 1 << 18
+# What is larger than this even in pieces, for what the operating system does not take at once is copied.
+_PIECE = 1 << 22
+# How many bytes of a reply may wait for their reader. With asyncio's 64 KiB one of 1 MiB would stop four times.
+_READ_AHEAD = 1 << 20
 _REFUSED_WITHIN = 1.0
 
 
@@ -97,7 +101,6 @@ class Link:
         beginning, *rest = self._connection.pack_command(*command)
         try:
             await self._send([beginning])
-            # Piece by piece, since all at once would be copied as a whole, and more than once.
             for part in rest:
                 for start in range(0, len(part), _PIECE):
                     await self._send([part[start : start + _PIECE]])
@@ -132,9 +135,9 @@ class Link:
 
     async def _reply(self) -> Any:  # noqa: ANN401 - what the server answers
         try:
-            with without_arguments():
-                return await self._connection.read_response(disable_decoding=True)
+            return await self._connection.read_response(disable_decoding=True)
         except ResponseError as exc:
+            hide_arguments(exc)
             return exc
         except ValueError as exc:
             # From a number or a line that is none.
@@ -221,8 +224,11 @@ class BorrowedLinks:
                 "which serves all loops"
             )
         cancellations = _cancellations()
-        with without_arguments():
+        try:
             connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # it has no annotations
+        except ResponseError as exc:
+            hide_arguments(exc)
+            raise
         transport = None
         try:
             if is_stale(_transport(connection)):
@@ -484,6 +490,7 @@ class Connector:
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
+        connection._reader._limit = _READ_AHEAD  # type: ignore[union-attr]  # noqa: SLF001 - no public way
         return connection
 
     def _connection(self, host: Host | None, *, sentinel: bool) -> AbstractConnection:
@@ -567,7 +574,7 @@ def _worst(failures: Sequence[tuple[Host, Exception]], what: str) -> Exception:
 
 
 def _is_large(command: Command) -> bool:
-    return any(not isinstance(word, int) and len(word) > _PIECE for word in command)
+    return any(not isinstance(word, int) and len(word) > _LARGE for word in command)
 
 
 def _cancellations() -> int:
@@ -582,8 +589,11 @@ def _expect_no_more(cancellations: int) -> None:
 
 
 async def _connect(connection: AbstractConnection) -> None:
-    with without_arguments():
+    try:
         await connection.connect()  # type: ignore[no-untyped-call]  # it has no annotations
+    except ResponseError as exc:
+        hide_arguments(exc)
+        raise
 
 
 async def _abandon(connection: AbstractConnection, transport: asyncio.WriteTransport | None = None) -> None:

@@ -69,6 +69,8 @@ _CREATED_BY_ANOTHER = (
     asyncpg.DuplicateObjectError,
     asyncpg.DuplicateSchemaError,
 )
+# What PostgreSQL says of COMPRESSION lz4 that was built without it, and before PostgreSQL 14.
+_NO_LZ4 = (asyncpg.FeatureNotSupportedError, asyncpg.PostgresSyntaxError)
 # These say that the transaction was rolled back, and what they met is over.
 _ROLLED_BACK = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _BROKEN = (
@@ -290,11 +292,17 @@ class PostgresCheckpointStore:
     async def _create(self, db: Connection) -> None:
         with suppress(*_CREATED_BY_ANOTHER):
             try:
-                await db.execute(self._config.ddl)
+                await self._create_table(db)
             except asyncpg.InvalidSchemaNameError:
                 with suppress(*_CREATED_BY_ANOTHER):
                     await db.execute(self._config.schema_ddl)
-                await db.execute(self._config.ddl)
+                await self._create_table(db)
+
+    async def _create_table(self, db: Connection) -> None:
+        try:
+            await db.execute(self._config.ddl)
+        except _NO_LZ4:
+            await db.execute(self._config.ddl_without_lz4)
 
 
 def _revision(version: str) -> UUID:

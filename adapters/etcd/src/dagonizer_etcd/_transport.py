@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 # A request that finds its connection broken has one more attempt, if it may.
 _FEWEST_ATTEMPTS = 2
-# etcd takes a transaction of 128 conditions and 128 operations by default; a change has two conditions at most.
+# etcd takes a transaction of 128 conditions and 128 operations by default; a change has two operations at most.
 _CHANGES, _READS = 64, 16
 _OPERANDS = {"CREATE": "create_revision", "MOD": "mod_revision", "VALUE": "value"}
 # Of several changes, nothing was done. A server that is full says so although it has made them.

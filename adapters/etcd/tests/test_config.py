@@ -32,6 +32,7 @@ ONE = (Host("h", 2379),)
         ("etcd://u%40:p%2Fw@h", EtcdConfig(hosts=ONE, username="u@", password="p/w")),
         ("etcd://h?timeout=2.5", EtcdConfig(hosts=ONE, timeout=2.5)),
         ("etcd://h?chunk_bytes=1024", EtcdConfig(hosts=ONE, chunk_bytes=1024)),
+        ("etcd://h?compression=zstd", EtcdConfig(hosts=ONE, compression="zstd")),
         ("etcd://h?keepalive=7", EtcdConfig(hosts=ONE, keepalive=7.0)),
         ("etcds://h", EtcdConfig(hosts=ONE, tls=True)),
         ("etcds://h?tls_ca=/ca.pem", EtcdConfig(hosts=ONE, tls=True, tls_ca="/ca.pem")),
@@ -75,6 +76,7 @@ def test_a_url_says_every_part_of_the_configuration(url: str, expected: EtcdConf
         ("etcd://h?timeot=1", "unknown parameter 'timeot'; did you mean 'timeout'?"),
         ("etcd://h?prefix=a", "unknown parameter 'prefix'"),
         ("etcd://h?password=a", "unknown parameter 'password'"),
+        ("etcd://h?compression=gzip", "'compression' must be one of none, zstd"),
         ("etcd://h?timeout=0", "'timeout' must be a number above 0"),
         ("etcd://h?timeout=nan", "'timeout' must be a number above 0|finite number of seconds above 0"),
         ("etcd://h?timeout=inf", "timeout must be a finite number of seconds above 0"),
@@ -123,7 +125,7 @@ def test_the_plugin_describes_all_that_a_url_may_say() -> None:
     description = _plugin.dagonizer_describe_store()
     assert description.schemes == SCHEMES
     assert [parameter.name for parameter in description.parameters] == [
-        "timeout", "chunk_bytes", "keepalive", "tls_ca", "tls_cert", "tls_key", "tls_server_name",
+        "timeout", "chunk_bytes", "compression", "keepalive", "tls_ca", "tls_cert", "tls_key", "tls_server_name",
     ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
+import random
 import re
 import secrets
 import socket
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import msgspec
 import pytest
+import xxhash
 from aetcd import rpc
 from etcd3.aio_client import AioClient
 
@@ -36,7 +37,7 @@ from dagonizer_etcd._errors import COMPACTED, Code, Failure
 from dagonizer_etcd._transport import Cluster, Put, Range, RangeReply, Txn
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from dagonizer_test_servers.shared import Server
 
@@ -232,7 +233,7 @@ async def test_a_long_text_is_in_chunks_with_a_header(store: EtcdCheckpointStore
     assert header == {
         "generation": header["generation"],
         "chunks": 6,
-        "sha256": hashlib.sha256(LONG.encode()).hexdigest(),
+        "xxh3_128": xxhash.xxh3_128_hexdigest(LONG.encode()),
     }
     assert list(found) == [f"chunk/{header['generation']}/{index:08d}" for index in range(6)]
     assert b"".join(found.values()) == LONG.encode()
@@ -287,6 +288,43 @@ async def test_a_small_save_is_one_request(store: EtcdCheckpointStore, meddler: 
     assert len(meddler.requests) == 7
 
 
+async def test_an_entry_in_chunks_that_was_seen_is_not_looked_at_again(
+    store: EtcdCheckpointStore, raw: Raw, meddler: Meddler
+) -> None:
+    async def requests_of(change: Awaitable[object]) -> int:
+        meddler.requests.clear()
+        await change
+        return len(meddler.requests)
+
+    # What others have left, the entry as it is if that is not known, the writer's marks, the chunks and the switch.
+    assert await requests_of(store.save("k", LONG)) == 1 + 1 + 1 + 6 + 1
+    assert await requests_of(store.save("k", OTHER)) == 1 + 1 + 6 + 1
+    assert await requests_of(store.save("k", "short")) == 1
+    assert await raw.kinds() == {"entry": 1}
+    await store.save("k", LONG)
+    assert await requests_of(store.delete("k")) == 1
+    assert await raw.kinds() == {}
+
+
+async def test_by_default_a_text_of_one_megabyte_is_one_request(
+    scheme: str, etcd_server: Server, prefix: str, raw: Raw, meddler: Meddler
+) -> None:
+    # The longest keys, for etcd counts them as well.
+    prefix += "/" + "p" * (1024 - len(prefix) - 1)
+    raw.root = f"{prefix}//".encode()
+    keys = [f"{number}{'k' * 1023}" for number in range(2)]
+    async with open_store(f"{etcd_server.url.replace('etcd', scheme, 1)}{prefix}") as store:
+        for text in ("x" * (1400 << 10), "y" * (1400 << 10)):
+            meddler.requests.clear()
+            for key in keys:
+                await store.save(key, text)
+            assert len(meddler.requests) == 2
+            assert await asyncio.gather(*map(store.load, keys)) == [text] * 2
+        assert await raw.kinds() == {"entry": 2}
+        await store.save(keys[0], "z" * (1400 << 10) + "z")
+        assert await raw.kinds() == {"entry": 2, "chunk": 2}
+
+
 @pytest.mark.parametrize("before", [None, "before", LONG])
 @pytest.mark.parametrize("change", ["save", "delete"])
 async def test_a_change_that_was_given_up_and_comes_late_undoes_nothing(
@@ -307,13 +345,13 @@ async def test_a_change_that_was_given_up_and_comes_late_undoes_nothing(
     assert await store.load("k") == "later"
 
 
-async def test_only_so_many_revisions_are_remembered(
+async def test_only_so_many_entries_are_remembered(
     store: EtcdCheckpointStore, meddler: Meddler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dagonizer_etcd._store._REMEMBERED", 2)
     for key in ("a", "b", "c", "a"):
         await store.save(key, key)
-        assert len(store._revisions) <= 2
+        assert len(store._seen) <= 2
     assert len(meddler.requests) == 6, "one that was forgotten is looked up"
     assert [await store.load(key) for key in "abc"] == ["a", "b", "c"]
 
@@ -402,6 +440,66 @@ async def test_a_load_that_compactions_always_overtake_is_an_outage(
     monkeypatch.setattr(Cluster, "range", compacted)
     with pytest.raises(StoreUnavailableError, match=r"could not load 'k' at h:1: .*compacted during a load; try again"):
         await store.load("k")
+
+
+# Compression.
+
+MAGIC = b"\x28\xb5\x2f\xfd"
+# Its frame is one value; that of the other, in which nothing repeats, is in chunks.
+ALIKE = '{"a":1},' * 4096
+VARIED = "".join(map("{:x}".format, random.Random(1).choices(range(1 << 32), k=1024)))
+
+
+@pytest.fixture
+async def compressing(url: str) -> AsyncIterator[EtcdCheckpointStore]:
+    async with EtcdCheckpointStore(EtcdConfig.from_url(StoreURL.parse(f"{url}&compression=zstd"))) as store:
+        yield store
+
+
+async def test_a_large_text_is_compressed_and_loads_through_any_store(
+    compressing: EtcdCheckpointStore, store: EtcdCheckpointStore, raw: Raw
+) -> None:
+    await compressing.save("k", ALIKE)
+    stored = (await raw.all())["entry/k"]
+    assert stored.startswith(MAGIC)
+    assert len(stored) < CHUNK < len(ALIKE)
+    await compressing.save("in chunks", VARIED)
+    found = await raw.all()
+    frame = b"".join(value for name, value in found.items() if name.startswith("chunk/"))
+    assert frame.startswith(MAGIC)
+    assert CHUNK < len(frame) < len(VARIED)
+    await compressing.save("small", ALIKE[:CHUNK])
+    assert (await raw.all())["entry/small"] == ALIKE[:CHUNK].encode()
+    for reader in (compressing, store):
+        assert await reader.load("k") == ALIKE
+        assert await reader.load("in chunks") == VARIED
+        assert await reader.load("small") == ALIKE[:CHUNK]
+
+
+async def test_compare_and_swap_goes_between_compressed_and_not(
+    compressing: EtcdCheckpointStore, store: EtcdCheckpointStore, raw: Raw
+) -> None:
+    version = None
+    for text in (ALIKE, VARIED, ALIKE, "short", VARIED):
+        for writer, other in ((compressing, store), (store, compressing)):
+            stale, version = version, await writer.save_if("k", text, expected=version)
+            found = await other.load_versioned("k")
+            assert (found.json, found.version) == (text, version)
+            with pytest.raises(StoreConflictError):
+                await other.save_if("k", "new", expected=stale)
+    await compressing.delete("k")
+    assert await raw.all() == {}
+
+
+async def test_a_damaged_frame_is_told(compressing: EtcdCheckpointStore, raw: Raw) -> None:
+    await compressing.save("k", ALIKE)
+    stored = (await raw.all())["entry/k"]
+    for damaged in (stored[:-1], stored[:-1] + bytes([stored[-1] ^ 1]), MAGIC, stored + b"x"):
+        await raw.put("entry/k", damaged)
+        with pytest.raises(StoreCorruptedError, match="under 'k' is corrupted: its Zstandard frame is damaged"):
+            await compressing.load("k")
+    await compressing.save("k", ALIKE)
+    assert await compressing.load("k") == ALIKE
 
 
 # Writers that die.
@@ -538,7 +636,7 @@ async def test_a_cancelled_save_in_chunks_comes_to_its_end(store: EtcdCheckpoint
             lambda header: header.replace(b'"chunks":6', b'"chunks":1000000000000'),
             r"chunk \d+ of 1000000000000 is missing",
         ),
-        (lambda header: header.replace(b'"sha256":"', b'"sha256":"0'), "its chunks are not .* differs"),
+        (lambda header: header.replace(b'"xxh3_128":"', b'"xxh3_128":"0'), "its chunks are not .* differs"),
         (lambda header: header.replace(b'"generation":"', b'"generation":"0'), r"chunk \d of 6 is missing"),
     ],
 )
@@ -561,7 +659,7 @@ async def test_a_damaged_or_missing_chunk_is_told(store: EtcdCheckpointStore, ra
     await store.save("k", LONG)
     chunk = next(name for name in await raw.all() if name.endswith("/00000003"))
     await raw.put(chunk, (await raw.all())[chunk].replace("😀".encode(), "😁".encode(), 1))
-    with pytest.raises(StoreCorruptedError, match="SHA-256 differs"):
+    with pytest.raises(StoreCorruptedError, match="XXH3 differs"):
         await store.load("k")
     await raw.delete(chunk)
     with pytest.raises(StoreCorruptedError, match="chunk 3 of 6 is missing; restore it from a backup"):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
+from dagonizer.compression import SUMMARY, Compression, check_compression
 from dagonizer.errors import StoreURLError
 from dagonizer.url import Host, parameter, parameters_of
 
@@ -49,8 +50,9 @@ class EtcdConfig:
     password: str | None = field(default=None, repr=False)
     timeout: Annotated[float, msgspec.Meta(gt=0)] = parameter(30.0, "seconds for an operation, connecting included")
     chunk_bytes: Annotated[int, msgspec.Meta(ge=_SMALLEST_CHUNK)] = parameter(
-        1 << 20, "largest value of one request; leave etcd's --max-request-bytes (1.5 MiB) a few KiB beside it"
+        1400 << 10, "largest value of one request; leave etcd's --max-request-bytes (1.5 MiB) a few KiB beside it"
     )
+    compression: Compression = parameter("none", SUMMARY)  # noqa: RUF009 - its default is immutable
     keepalive: Annotated[float, msgspec.Meta(gt=0)] = parameter(
         10.0, "seconds without an answer until gRPC pings, and until it gives up; from 5 on, or etcd hangs up"
     )
@@ -80,6 +82,7 @@ class EtcdConfig:
                 raise ValueError(f"{name} must be a finite number of seconds above 0, not {getattr(self, name)!r}")
         if self.chunk_bytes < _SMALLEST_CHUNK:
             raise ValueError(f"chunk_bytes must be at least {_SMALLEST_CHUNK}, not {self.chunk_bytes!r}")
+        check_compression(self.compression)
 
     @classmethod
     def from_url(cls, url: StoreURL) -> Self:

@@ -18,14 +18,14 @@ from dagonizer_etcd._config import address
 from dagonizer_etcd._errors import Code, Failure
 from dagonizer_etcd._transport import (
     Cluster,
-    Delete,
     KeyValue,
-    Put,
     RangeReply,
     TxnReply,
     decoded,
     is_cancelled,
+    range_body,
     tls_context,
+    txn_body,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from dagonizer_etcd._config import EtcdConfig
-    from dagonizer_etcd._transport import Condition, Range, Txn
+    from dagonizer_etcd._transport import Range, Txn
 
 T = TypeVar("T")
 
@@ -52,7 +52,6 @@ _BY_STATUS = {
     413: Code.RESOURCE_EXHAUSTED,
     501: Code.UNIMPLEMENTED,
 }
-_OPERANDS = {"CREATE": "create_revision", "MOD": "mod_revision", "VALUE": "value"}
 # By the nearest class: what it is, and whether anything may have reached a server.
 BY_CLASS: dict[type[Exception], tuple[Code, bool]] = {
     aiohttp.ClientError: (Code.UNAVAILABLE, True),
@@ -183,15 +182,11 @@ class _GatewayEndpoint:
         self._turn = asyncio.Semaphore(limit) if limit else nullcontext()
 
     async def range(self, request: Range, token: str) -> RangeReply:
-        reply = await self._call("/kv/range", _range(request), token, _RangeReply)
+        reply = await self._call("/kv/range", range_body(request), token, _RangeReply)
         return RangeReply(_found(reply.kvs), reply.more, reply.header.revision)
 
     async def txn(self, request: Txn, token: str) -> TxnReply:
-        body = {
-            "compare": [_compare(condition) for condition in request.conditions],
-            "success": [_operation(operation) for operation in request.then],
-        }
-        reply = await self._call("/kv/txn", body, token, _TxnReply)
+        reply = await self._call("/kv/txn", txn_body(request), token, _TxnReply)
         found = [_found(response.response_range.kvs) for response in reply.responses]
         return TxnReply(reply.succeeded, reply.header.revision, found)
 
@@ -254,33 +249,6 @@ class _GatewayEndpoint:
 async def _pieces(data: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(data), _PIECE):
         yield data[start : start + _PIECE]
-
-
-def _compare(condition: Condition) -> dict[str, Any]:
-    return {
-        "key": condition.key,
-        "target": condition.field,
-        "result": condition.relation,
-        _OPERANDS[condition.field]: condition.operand,
-    }
-
-
-def _operation(operation: Put | Delete | Range) -> dict[str, Any]:
-    if isinstance(operation, Put):
-        return {"request_put": {"key": operation.key, "value": operation.value, "lease": operation.lease}}
-    if isinstance(operation, Delete):
-        return {"request_delete_range": {"key": operation.key, "range_end": operation.end}}
-    return {"request_range": _range(operation)}
-
-
-def _range(request: Range) -> dict[str, Any]:
-    return {
-        "key": request.key,
-        "range_end": request.end,
-        "limit": request.limit,
-        "revision": request.revision,
-        "keys_only": request.keys_only,
-    }
 
 
 def _found(kvs: list[_KeyValue]) -> list[KeyValue]:

@@ -21,20 +21,20 @@ from dagonizer_etcd._config import address
 from dagonizer_etcd._errors import Code, Failure
 from dagonizer_etcd._transport import (
     Cluster,
-    Delete,
     KeyValue,
-    Put,
     RangeReply,
     TxnReply,
     is_cancelled,
+    range_body,
     tls_context,
+    txn_body,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from dagonizer_etcd._config import EtcdConfig
-    from dagonizer_etcd._transport import Condition, Range, Txn
+    from dagonizer_etcd._transport import Range, Txn
 
 # What gRPC says when it has not got as far as sending anything.
 _NEVER_SENT = (
@@ -45,7 +45,6 @@ _NEVER_SENT = (
 )
 # gRPC has no code for it, and says "unavailable" of a certificate that will not do tomorrow either.
 _UNTRUSTED = ("certificate", "verification")
-_OPERANDS = {"CREATE": "create_revision", "MOD": "mod_revision", "VALUE": "value"}
 
 
 @asynccontextmanager
@@ -85,15 +84,12 @@ class _GrpcEndpoint:
         await self._channel.close()
 
     async def range(self, request: Range, token: str) -> RangeReply:
-        reply = await self._call(self._kv.Range, _range(request), token)
+        reply = await self._call(self._kv.Range, rpc.RangeRequest(**range_body(request)), token)
         return RangeReply(_found(reply), reply.more, reply.header.revision)
 
     async def txn(self, request: Txn, token: str) -> TxnReply:
-        message = rpc.TxnRequest(
-            compare=[_compare(condition) for condition in request.conditions],
-            success=[_operation(operation) for operation in request.then],
-        )
-        reply = await self._call(self._kv.Txn, message, token)
+        # From plain values: protobuf would encode and decode a message to put it into another.
+        reply = await self._call(self._kv.Txn, rpc.TxnRequest(**txn_body(request)), token)
         found = [_found(response.response_range) for response in reply.responses]
         return TxnReply(reply.succeeded, reply.header.revision, found)
 
@@ -179,36 +175,7 @@ def _metadata(token: str) -> grpc.aio.Metadata:
     return grpc.aio.Metadata(("hasleader", "true"), *((("token", token),) if token else ()))
 
 
-def _compare(condition: Condition) -> Any:  # noqa: ANN401 - a message of protobuf, which makes its classes at run time
-    return rpc.Compare(
-        key=condition.key,
-        target=condition.field,
-        result=condition.relation,
-        **{_OPERANDS[condition.field]: condition.operand},
-    )
-
-
-def _operation(operation: Put | Delete | Range) -> Any:  # noqa: ANN401 - the same
-    if isinstance(operation, Put):
-        put = rpc.PutRequest(key=operation.key, value=operation.value, lease=operation.lease)
-        return rpc.RequestOp(request_put=put)
-    if isinstance(operation, Delete):
-        delete = rpc.DeleteRangeRequest(key=operation.key, range_end=operation.end)
-        return rpc.RequestOp(request_delete_range=delete)
-    return rpc.RequestOp(request_range=_range(operation))
-
-
-def _range(request: Range) -> Any:  # noqa: ANN401 - the same
-    return rpc.RangeRequest(
-        key=request.key,
-        range_end=request.end,
-        limit=request.limit,
-        revision=request.revision,
-        keys_only=request.keys_only,
-    )
-
-
-def _found(reply: Any) -> list[KeyValue]:  # noqa: ANN401 - the same
+def _found(reply: Any) -> list[KeyValue]:  # noqa: ANN401 - a message of protobuf, which makes its classes at run time
     return [KeyValue(kv.key, kv.value, kv.mod_revision) for kv in reply.kvs]
 
 

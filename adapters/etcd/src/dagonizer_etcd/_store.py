@@ -2,8 +2,9 @@
 
 Under the prefix and two slashes there are
 
-``entry/KEY``               the text; or, after a NUL byte, which no text has, the header of one that is in chunks
-``chunk/GENERATION/INDEX``  a part of a text, never changed
+``entry/KEY``               the text, or a frame in which it is compressed; or, after a NUL byte, with which neither
+                            begins, the header of one that is in chunks
+``chunk/GENERATION/INDEX``  a part of a text or frame, never changed
 ``unfinished/GENERATION``   for as long as no entry refers to the chunks of the generation
 ``writer/GENERATION``       the same, but attached to a lease, so that it goes away although its writer has died
 
@@ -15,7 +16,6 @@ Whoever saves in chunks deletes those generations first that have ``unfinished/`
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import re
 import secrets
@@ -24,7 +24,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+import xxhash
 
+from dagonizer.compression import compress_aside, expand_aside
 from dagonizer.connections import Connections
 from dagonizer.contracts import VersionedJson
 from dagonizer.errors import StoreConflictError, StoreCorruptedError, StoreUnavailableError, UnknownSchemeError
@@ -49,7 +51,7 @@ _HEADER = b"\0dagonizer-etcd/1 "
 _PAGE = 1000
 _IN_FLIGHT = 4
 _AT_ONCE = 100
-# Entries whose revision is remembered, so that a save of theirs is one request.
+# Entries of which is remembered what was seen last, so that a save of theirs is one request.
 _REMEMBERED = 10_000
 _LOADS = 3
 # A writer's lease lasts as long as its save may, and this, for the clocks of two machines need not run alike.
@@ -62,7 +64,8 @@ class _Header(msgspec.Struct, frozen=True):
 
     generation: str
     chunks: int
-    sha256: str
+    # Of all the chunks, one after the other. It is for damage, not for malice.
+    xxh3_128: str
 
 
 class _Names:
@@ -121,7 +124,7 @@ class EtcdCheckpointStore:
         self._config = config or EtcdConfig()
         self._where = self._config.where
         self._names = _Names(self._config.prefix)
-        self._revisions: dict[str, int] = {}
+        self._seen: dict[str, KeyValue] = {}
         self._connections: Connections[Cluster] = Connections(
             _connector(self._config, client),
             timeout=self._config.timeout,
@@ -144,7 +147,7 @@ class EtcdCheckpointStore:
         self._connections.check_open()
         entry = self._names.entry(key_bytes(key))
         with self._translated(f"delete {key!r}", write=True):
-            await self._connections.write(key, partial(self._change, change=Delete(entry), key=key, expected=None))
+            await self._connections.write(key, partial(self._replace, change=Delete(entry), key=key, expected=None))
 
     async def load_versioned(self, key: str) -> VersionedJson | None:
         """Return the text under ``key`` with its version, or None. Raises ``StoreCorruptedError`` like ``load``."""
@@ -197,68 +200,70 @@ class EtcdCheckpointStore:
         """Save, if the entry was last changed in the revision ``expected`` (0: is absent; None: whatever it is)."""
         entry = self._names.entry(key_bytes(key))
         value = value_bytes(json)
-        if len(value) <= self._config.chunk_bytes:
-            save = partial(self._change, change=Put(entry, value), key=key, expected=expected)
-        else:
-            save = partial(self._save_chunks, entry=entry, value=value, key=key, expected=expected)
+        save = partial(self._put, entry=entry, value=value, key=key, expected=expected)
         with self._translated(f"save {key!r}", write=True):
             return await self._connections.write(key, save)
 
-    async def _change(self, cluster: Cluster, *, change: Put | Delete, key: str, expected: int | None) -> int:
-        """Make ``change``, to an entry, and return the revision of it."""
-        # Always a comparison, for a change that was given up may come late, and must not undo a later one. One request
-        # will do for an entry without chunks that nobody else has changed since this store last saw it.
-        seen = self._revisions.get(key, 0) if expected is None else expected
-        conditions = [Condition(change.key, "MOD", "EQUAL", seen)]
-        if seen:
-            conditions.append(Condition(change.key, "VALUE", "GREATER", b"\0\xff"))
-        reply = await cluster.change(Txn(tuple(conditions), then=(change,)))
-        if not reply.succeeded:
-            return await self._replace(cluster, change, key=key, expected=expected)
-        self._remember(key, reply.revision if isinstance(change, Put) else 0)
-        return reply.revision
+    async def _put(self, cluster: Cluster, *, entry: bytes, value: bytes, key: str, expected: int | None) -> int:
+        stored = await compress_aside(value, self._config.compression)
+        if len(stored) <= self._config.chunk_bytes:
+            return await self._replace(cluster, Put(entry, stored), key=key, expected=expected)
+        return await self._put_in_chunks(cluster, entry=entry, stored=stored, key=key, expected=expected)
 
     async def _replace(
         self, cluster: Cluster, change: Put | Delete, *, key: str, expected: int | None, attempt: _Attempt | None = None
     ) -> int:
-        """Do the same, with the chunks of the present entry deleted and those of ``attempt`` made good."""
-        while True:
+        """Make ``change``, to an entry, and return the revision of it.
+
+        It deletes the chunks of the present entry, and makes those of ``attempt`` good.
+        """
+        # Always a comparison, for a change that was given up may come late, and must not undo a later one. One request
+        # will do for an entry that nobody else has changed since this store last saw it.
+        present = self._seen.get(key, KeyValue(change.key, b"", 0))
+        if expected is not None and present.revision != expected:
             present = await self._present(cluster, change.key, key=key, expected=expected)
+        send = cluster.txn if attempt is not None else cluster.change
+        while True:
             conditions = [Condition(change.key, "MOD", "EQUAL", present.revision)]
             changes = [change, *self._without_chunks(present)]
             if attempt is not None:
                 conditions.append(attempt.is_alive)
                 changes += self._without_marks(attempt)
-            reply = await cluster.txn(Txn(tuple(conditions), tuple(changes)))
+            reply = await send(Txn(tuple(conditions), tuple(changes)))
             if reply.succeeded:
-                self._remember(key, reply.revision if isinstance(change, Put) else 0)
+                value, revision = (change.value, reply.revision) if isinstance(change, Put) else (b"", 0)
+                self._remember(key, KeyValue(change.key, value, revision))
                 return reply.revision
             if attempt is not None:
                 await self._expect_alive(cluster, attempt)
+            present = await self._present(cluster, change.key, key=key, expected=expected)
+            send = cluster.txn
 
-    def _remember(self, key: str, revision: int) -> None:
-        """Remember in which revision the entry was changed last, 0 if it is absent."""
-        if len(self._revisions) >= _REMEMBERED:
-            self._revisions.clear()
-        self._revisions[key] = revision
+    def _remember(self, key: str, entry: KeyValue) -> None:
+        """Remember the entry as it was seen last, without its value unless that is a header."""
+        if len(self._seen) >= _REMEMBERED:
+            self._seen.clear()
+        self._seen[key] = entry if entry.value.startswith(_HEADER) else entry._replace(value=b"")
 
     async def _present(self, cluster: Cluster, entry: bytes, *, key: str, expected: int | None) -> KeyValue:
         """Return the entry, with revision 0 if it is absent. Raises ``StoreConflictError`` unless it is as expected."""
         reply = await cluster.range(Range(entry))
         present = reply.found[0] if reply.found else KeyValue(entry, b"", 0)
+        self._remember(key, present)
         if expected is not None and present.revision != expected:
             raise StoreConflictError(f"the entry under {key!r} is not at the expected version; load it again")
         return present
 
-    async def _save_chunks(
-        self, cluster: Cluster, *, entry: bytes, value: bytes, key: str, expected: int | None
+    async def _put_in_chunks(
+        self, cluster: Cluster, *, entry: bytes, stored: bytes, key: str, expected: int | None
     ) -> int:
         await self._collect(cluster)
-        # Early, for it would be a pity to find a conflict after all the chunks.
-        await self._present(cluster, entry, key=key, expected=expected)
+        if expected is not None or key not in self._seen:
+            # Early, for it would be a pity to find a conflict after all the chunks.
+            await self._present(cluster, entry, key=key, expected=expected)
         attempt = await self._begin(cluster, entry)
         try:
-            header = await self._put_chunks(cluster, attempt, value)
+            header = await self._put_chunks(cluster, attempt, stored)
             put = Put(entry, _HEADER + msgspec.json.encode(header))
             return await self._replace(cluster, put, key=key, expected=expected, attempt=attempt)
         except Exception:
@@ -288,24 +293,17 @@ class EtcdCheckpointStore:
         await cluster.txn(Txn(then=marks))
         return _Attempt(generation, Condition(writer, "CREATE", "GREATER", 0))
 
-    async def _put_chunks(self, cluster: Cluster, attempt: _Attempt, value: bytes) -> _Header:
-        digest = hashlib.sha256()
+    async def _put_chunks(self, cluster: Cluster, attempt: _Attempt, stored: bytes) -> _Header:
         size = self._config.chunk_bytes
-        count = math.ceil(len(value) / size)
+        count = math.ceil(len(stored) / size)
 
-        async def put(index: int, part: bytes) -> None:
-            chunk = Put(self._names.chunk(attempt.generation, index), part)
+        async def put(index: int) -> None:
+            chunk = Put(self._names.chunk(attempt.generation, index), stored[index * size : (index + 1) * size])
             if not (await cluster.txn(Txn((attempt.is_alive,), (chunk,)))).succeeded:
                 raise _expired(self._where)
 
-        def puts() -> Iterator[Awaitable[None]]:
-            for index in range(count):
-                part = value[index * size : (index + 1) * size]
-                digest.update(part)
-                yield put(index, part)
-
-        await _all_of(puts())
-        return _Header(attempt.generation.decode(), count, digest.hexdigest())
+        await _all_of(map(put, range(count)))
+        return _Header(attempt.generation.decode(), count, xxhash.xxh3_128_hexdigest(stored))
 
     async def _expect_alive(self, cluster: Cluster, attempt: _Attempt) -> None:
         writer = self._names.writer(attempt.generation)
@@ -325,20 +323,20 @@ class EtcdCheckpointStore:
 
     async def _load(self, cluster: Cluster, *, key: str, entry: bytes, attempts: int = _LOADS) -> VersionedJson | None:
         reply = await cluster.read(Range(entry))
-        self._remember(key, reply.found[0].revision if reply.found else 0)
+        found = reply.found[0] if reply.found else KeyValue(entry, b"", 0)
+        self._remember(key, found)
         if not reply.found:
             return None
-        (found,) = reply.found
-        value = found.value
-        if value.startswith(_HEADER):
+        stored = found.value
+        if stored.startswith(_HEADER):
             try:
-                value = await self._load_chunks(cluster, found, reply.revision, key=key)
+                stored = await self._load_chunks(cluster, found, reply.revision, key=key)
             except Failure as failure:
                 # That revision is gone; in the present one the entry may even be the same.
                 if attempts == 1 or COMPACTED not in failure.details:
                     raise
                 return await self._load(cluster, key=key, entry=entry, attempts=attempts - 1)
-        return VersionedJson(value_text(value, key=key), str(found.revision))
+        return VersionedJson(value_text(await expand_aside(stored, key=key), key=key), str(found.revision))
 
     async def _load_chunks(self, cluster: Cluster, entry: KeyValue, revision: int, *, key: str) -> bytes:
         """Return the text whose header is in ``entry``, as it was at ``revision``, whatever has happened since."""
@@ -357,14 +355,10 @@ class EtcdCheckpointStore:
             parts[index] = reply.found[0].value
 
         await _all_of(map(load, range(header.chunks)))
-        digest = hashlib.sha256()
-        for index in range(header.chunks):
-            digest.update(parts[index])
-            # For other tasks, since hashing a large text takes long.
-            await asyncio.sleep(0)
-        if digest.hexdigest() != header.sha256:
-            raise _corrupted(key, "its chunks are not those that were saved (SHA-256 differs)")
-        return b"".join(parts[index] for index in range(header.chunks))
+        stored = b"".join(parts[index] for index in range(header.chunks))
+        if xxhash.xxh3_128_hexdigest(stored) != header.xxh3_128:
+            raise _corrupted(key, "its chunks are not those that were saved (XXH3 differs)")
+        return stored
 
 
 def _connector(

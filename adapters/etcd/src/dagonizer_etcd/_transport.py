@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol, TypeVar
 
 import msgspec
 
@@ -24,8 +24,9 @@ T = TypeVar("T")
 
 # A request that finds its connection broken has one more attempt, if it may.
 _FEWEST_ATTEMPTS = 2
-# etcd takes a transaction of 128 conditions and 128 operations by default; a change has two conditions at most.
+# etcd takes a transaction of 128 conditions and 128 operations by default; a change has two operations at most.
 _CHANGES, _READS = 64, 16
+_OPERANDS = {"CREATE": "create_revision", "MOD": "mod_revision", "VALUE": "value"}
 # Of several changes, nothing was done. A server that is full says so although it has made them.
 _FAULT_OF_ONE = frozenset({Code.INVALID_ARGUMENT, Code.PERMISSION_DENIED})
 # Of the time that a call has waited in vain: a connection over which nothing has come for as long is given up.
@@ -258,6 +259,42 @@ class Cluster:
                         raise
                     self._token = ""
             return self._token
+
+
+def range_body(request: Range) -> dict[str, Any]:
+    """Return ``request`` as etcd's API has it, in protobuf and JSON alike."""
+    return {
+        "key": request.key,
+        "range_end": request.end,
+        "limit": request.limit,
+        "revision": request.revision,
+        "keys_only": request.keys_only,
+    }
+
+
+def txn_body(request: Txn) -> dict[str, Any]:
+    """Return ``request`` as etcd's API has it, in protobuf and JSON alike."""
+    return {
+        "compare": [_compare(condition) for condition in request.conditions],
+        "success": [_operation(operation) for operation in request.then],
+    }
+
+
+def _compare(condition: Condition) -> dict[str, Any]:
+    return {
+        "key": condition.key,
+        "target": condition.field,
+        "result": condition.relation,
+        _OPERANDS[condition.field]: condition.operand,
+    }
+
+
+def _operation(operation: Put | Delete | Range) -> dict[str, Any]:
+    if isinstance(operation, Put):
+        return {"request_put": {"key": operation.key, "value": operation.value, "lease": operation.lease}}
+    if isinstance(operation, Delete):
+        return {"request_delete_range": {"key": operation.key, "range_end": operation.end}}
+    return {"request_range": range_body(operation)}
 
 
 def _bytes(request: Txn) -> int:

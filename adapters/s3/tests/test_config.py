@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -163,7 +163,20 @@ async def test_the_bucket_is_where_addressing_says(parameters: dict[str, Any], s
     config = S3Config(bucket="bucket", access_key_id="a", secret_access_key="b", **parameters)
     async with connected(config) as client:
         url = await client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "key"})
+        direct = cast("Any", client)
+        await direct._find(client.meta.service_model.operation_model("GetObject"), "bucket")
     assert url.startswith(start)
+    assert f"{direct._places['bucket'][0]}/key?".startswith(start)
+
+
+async def test_a_directory_bucket_is_left_to_the_sdk() -> None:
+    bucket = "bucket--use1-az1--x-s3"
+    async with connected(
+        S3Config(bucket=bucket, region="us-east-1", access_key_id="a", secret_access_key="b")
+    ) as client:
+        direct = cast("Any", client)
+        await direct._find(client.meta.service_model.operation_model("GetObject"), bucket)
+    assert direct._places == {}
 
 
 def test_the_package_exports_two_names() -> None:

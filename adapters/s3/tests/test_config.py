@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -43,6 +43,7 @@ LOCAL = "http://127.0.0.1:9000"
         ("s3://bucket?ca_bundle=/etc/ca.pem", {"ca_bundle": "/etc/ca.pem"}),
         ("s3://bucket?max_connections=3", {"max_connections": 3}),
         ("s3://bucket?timeout=2.5", {"timeout": 2.5}),
+        ("s3://bucket?compression=zstd", {"compression": "zstd"}),
     ],
 )
 def test_a_url_says_every_part_of_the_configuration(url: str, expected: dict[str, Any]) -> None:
@@ -92,6 +93,7 @@ def test_a_url_says_every_part_of_the_configuration(url: str, expected: dict[str
         ("s3://bucket?timeout=1e999", "above 0"),
         ("s3://bucket?max_connections=inf", "a whole number of at least 1"),
         ("s3://bucket?region=a&region=b", "given twice"),
+        ("s3://bucket?compression=gzip", "one of none, zstd"),
     ],
 )
 def test_a_wrong_url_is_refused_with_the_reason(url: str, message: str) -> None:
@@ -107,6 +109,8 @@ def test_arguments_that_make_no_sense_are_refused() -> None:
             S3Config(bucket="bucket", timeout=timeout)
     with pytest.raises(ValueError, match="max_connections"):
         S3Config(bucket="bucket", max_connections=0)
+    with pytest.raises(ValueError, match="compression"):
+        S3Config(bucket="bucket", compression=cast("Any", "gzip"))
 
 
 def test_a_configuration_does_not_show_its_credentials() -> None:
@@ -144,6 +148,7 @@ def test_the_plugin_opens_and_describes_s3_urls() -> None:
         "ca_bundle": None,
         "max_connections": 50,
         "timeout": 30.0,
+        "compression": "none",
     }
     assert isinstance(_plugin.dagonizer_open_store(StoreURL.parse("s3://bucket/prefix")), S3CheckpointStore)
 
@@ -163,7 +168,20 @@ async def test_the_bucket_is_where_addressing_says(parameters: dict[str, Any], s
     config = S3Config(bucket="bucket", access_key_id="a", secret_access_key="b", **parameters)
     async with connected(config) as client:
         url = await client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "key"})
+        direct = cast("Any", client)
+        await direct._find(client.meta.service_model.operation_model("GetObject"), "bucket")
     assert url.startswith(start)
+    assert f"{direct._places['bucket'][0]}/key?".startswith(start)
+
+
+async def test_a_directory_bucket_is_left_to_the_sdk() -> None:
+    bucket = "bucket--use1-az1--x-s3"
+    async with connected(
+        S3Config(bucket=bucket, region="us-east-1", access_key_id="a", secret_access_key="b")
+    ) as client:
+        direct = cast("Any", client)
+        await direct._find(client.meta.service_model.operation_model("GetObject"), bucket)
+    assert direct._places == {}
 
 
 def test_the_package_exports_two_names() -> None:

@@ -6,6 +6,7 @@ A small HTTP server says here what a real one can hardly be made to say: AWS's a
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import logging
 import socket
@@ -34,7 +35,7 @@ from dagonizer.errors import (
     StoreLimitError,
     StoreUnavailableError,
 )
-from dagonizer_s3 import S3CheckpointStore, S3Config
+from dagonizer_s3 import S3CheckpointStore, S3Config, _client
 from dagonizer_s3._errors import translated
 from dagonizer_test_servers import free_port
 
@@ -71,10 +72,16 @@ class Script:
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
         self.requests: list[tuple[str, str]] = []
+        self.headers: list[dict[str, str]] = []
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        await request.read()
+        if "Expect" in request.headers:
+            assert request.transport is not None
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while await request.content.readany():
+            pass
         self.requests.append((request.method, request.path))
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if answer.breaks:
             assert request.transport is not None
@@ -158,6 +165,107 @@ async def test_an_answer_becomes_the_most_specific_error(
             for part in (f"the bucket {BUCKET!r} at http://127.0.0.1:", str(status), code, "what happened"):
                 assert part in message
         assert len(script.requests) == len(operations(store)), "an answer is an answer: nothing is sent again"
+
+
+@pytest.mark.parametrize(("status", "code", "error", "advice"), CODES)
+async def test_an_answer_says_the_same_after_a_success(
+    status: int, code: str, error: type[StoreError], advice: str
+) -> None:
+    async with scripted(OK, refusal(status, code, "what happened")) as (store, script):
+        await store.save("k", "v")
+        for name in ("save", "load", "load_versioned"):
+            with pytest.raises(error, match=advice) as caught:
+                await operations(store)[name]()
+            assert type(caught.value) is error, name
+            assert isinstance(caught.value.__cause__, botocore.exceptions.ClientError)
+            assert f"{status} {code}, what happened" in str(caught.value)
+        assert len(script.requests) == 4, "an answer is an answer: nothing is sent again"
+
+
+async def test_other_answers_after_a_success() -> None:
+    absent = refusal(404, "NoSuchKey")
+    async with scripted(OK, absent) as (store, _):
+        await store.save("k", "v")
+        assert await store.load("k") is None
+        with pytest.raises(StoreAccessError):
+            await store.save("k", "v")
+    for answer in (Answer(200), Answer(200, b"<html>log in</html>"), Answer(404), Answer(404, b"<html>"), Answer(500)):
+        async with scripted(OK, answer) as (store, _):
+            await store.save("k", "v")
+            for name in ("save", "load", "load_versioned"):
+                with pytest.raises((StoreUnavailableError, StoreAccessError)):
+                    await operations(store)[name]()
+    for answer, error in ((Answer(302), StoreAccessError), (BROKEN, StoreUnavailableError)):
+        async with scripted(OK, answer) as (store, script):
+            await store.save("k", "v")
+            for name, times in (("save", 1), ("load", 2 if answer is BROKEN else 1)):
+                script.requests.clear()
+                with pytest.raises(error):
+                    await operations(store)[name]()
+                assert len(script.requests) == times
+    busy = refusal(409, "OperationAborted")
+    async with scripted(OK, busy, busy, OK) as (store, script):
+        await store.save("k", "v")
+        await store.save("k", "v")
+        assert len(script.requests) == 4
+
+
+async def test_an_error_under_the_status_200_is_one() -> None:
+    hidden = Answer(200, refusal(500, "InternalError", "what happened").body, ETAG)
+    async with scripted(OK, hidden) as (store, _):
+        await store.save("k", "v")
+        with pytest.raises(StoreUnavailableError, match="what happened"):
+            await store.save("k", "v")
+
+
+async def test_a_bucket_that_the_sdk_finds_in_another_region_is_asked_there() -> None:
+    elsewhere = refusal(400, "AuthorizationHeaderMalformed")
+    elsewhere.body = elsewhere.body.replace(b"</Error>", b"<Region>eu-central-1</Region></Error>")
+    async with scripted(elsewhere, OK) as (store, script):
+        for _ in range(2):
+            await store.save("k", "v")
+        regions = [headers["authorization"].split("/")[2] for headers in script.headers]
+        assert regions == ["us-east-1", "eu-central-1", "eu-central-1"]
+
+
+@pytest.mark.parametrize("size", [0, 10, 2 << 20])
+async def test_what_is_sent_is_what_the_sdk_sends(size: int) -> None:
+    encryption = {"sse": "aws:kms", "sse_kms_key_id": "alias/mine"}
+    async with scripted(refusal(412, "PreconditionFailed"), OK, prefix="a@b,(c)", **encryption) as (store, script):
+        for _ in range(2):
+            await store.save_if("é" * 200, "v" * size, expected="0")
+        await store.load("k")
+        _, whole, direct, load = script.headers
+        assert script.requests[1] == script.requests[2]
+        assert direct["x-amz-server-side-encryption-aws-kms-key-id"] == "alias/mine"
+        assert direct["if-match"] == '"0"'
+        assert "x-amz-meta-key" in direct
+        for headers in (whole, direct):
+            names = headers.pop("authorization").split("SignedHeaders=")[1].split(",")[0].split(";")
+            assert set(headers) >= set(names)
+            headers["signed"] = " ".join(names)
+            # Of the SDK's statistics only which SDK it is.
+            headers["user-agent"] = headers["user-agent"].split(" ")[0]
+            headers.pop("x-amz-date")
+            headers.pop("amz-sdk-invocation-id", None)
+            headers.pop("amz-sdk-request", None)
+        assert direct == whole
+        assert load["x-amz-content-sha256"] == hashlib.sha256().hexdigest()
+
+
+async def test_credentials_may_change_between_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted(OK) as (store, script):
+        async with _client.connected(store._config) as client:
+            credentials = client._request_signer._credentials
+            own = S3CheckpointStore(store._config, client=client)
+            for name in ("first", "second", "third"):
+                monkeypatch.setattr(credentials, "access_key", name)
+                await own.save("k", "v")
+        assert [headers["authorization"].split("=")[1].split("/")[0] for headers in script.headers] == [
+            "first",
+            "second",
+            "third",
+        ]
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -193,6 +193,51 @@ async def test_bytes_that_are_no_text_are_told(config: S3Config) -> None:
                 await load("k")
 
 
+async def test_large_texts_are_compressed_and_loaded_by_every_store(config: S3Config) -> None:
+    large, small = '{"step": 1}' * 10_000, '{"step": 1}'
+    plain, compressing = S3CheckpointStore(config), S3CheckpointStore(changed(config, compression="zstd"))
+    async with plain, compressing:
+        for text, kind in ((large, "application/zstd"), (small, "application/json")):
+            await compressing.save("k", text)
+            found = raw(config).get_object(Bucket=config.bucket, Key=f"{config.prefix}/k.json")
+            stored = found["Body"].read()
+            assert found["ContentType"] == kind
+            assert "ContentEncoding" not in found
+            if text == large:
+                assert stored.startswith(b"\x28\xb5\x2f\xfd")
+                assert len(stored) < len(text) / 10
+            else:
+                assert stored == text.encode()
+            for store in (plain, compressing):
+                assert await store.load("k") == text
+
+
+async def test_stores_that_compress_and_stores_that_do_not_swap_with_each_other(config: S3Config) -> None:
+    first, second = ("1" * 10_000, "2" * 10_000)
+    plain, compressing = S3CheckpointStore(config), S3CheckpointStore(changed(config, compression="zstd"))
+    async with plain, compressing:
+        for one, other in ((plain, compressing), (compressing, plain)):
+            version = await one.save_if("k", first, expected=None)
+            assert await other.load_versioned("k") == contracts.VersionedJson(first, version)
+            changed_version = await other.save_if("k", second, expected=version)
+            with pytest.raises(StoreConflictError):
+                await one.save_if("k", first, expected=version)
+            assert await one.load_versioned("k") == contracts.VersionedJson(second, changed_version)
+            await one.delete("k")
+
+
+async def test_a_damaged_frame_is_told(config: S3Config) -> None:
+    async with S3CheckpointStore(changed(config, compression="zstd")) as store:
+        await store.save("k", "v" * 10_000)
+        place = {"Bucket": config.bucket, "Key": f"{config.prefix}/k.json"}
+        frame = raw(config).get_object(**place)["Body"].read()
+        for damaged in (frame[:-1], frame[:-1] + bytes([frame[-1] ^ 1]), frame[:4]):
+            raw(config).put_object(**place, Body=damaged)
+            for load in (store.load, store.load_versioned):
+                with pytest.raises(StoreCorruptedError, match="Zstandard"):
+                    await load("k")
+
+
 async def test_compare_and_swap(config: S3Config) -> None:
     async with S3CheckpointStore(config) as store:
         first = await store.save_if("k", "1", expected=None)

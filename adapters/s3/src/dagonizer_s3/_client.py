@@ -7,29 +7,38 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
 # None of them says anything of its types; types_aiobotocore_s3 knows those of the client.
 import aioboto3  # type: ignore[import-untyped]
 import aiohttp
 from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
+from aiobotocore.endpoint import convert_to_response_dict  # type: ignore[import-untyped]
 from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
+from aiobotocore.parsers import create_parser  # type: ignore[import-untyped]
 from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 from aiohttp.client_proto import ResponseHandler
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest  # type: ignore[import-untyped]
 from botocore.exceptions import NoCredentialsError  # type: ignore[import-untyped]
+from botocore.handlers import add_recursion_detection_header  # type: ignore[import-untyped]
 from botocore.loaders import create_loader  # type: ignore[import-untyped]
+from botocore.utils import percent_encode  # type: ignore[import-untyped]
 
 from dagonizer.connections import reset
 from dagonizer_s3._errors import Redirected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from multidict import CIMultiDict
     from types_aiobotocore_s3 import S3Client
 
     from dagonizer_s3._config import S3Config
+
+    Answer = Mapping[str, Any]
 
 _LARGE = 1 << 20
 _REDIRECTIONS = frozenset({301, 302, 303, 307, 308})
@@ -48,7 +57,7 @@ async def connected(config: S3Config) -> AsyncIterator[S3Client]:
     async with session.client(
         "s3", endpoint_url=config.endpoint_url, verify=config.ca_bundle, config=_settings(config)
     ) as client:
-        yield client
+        yield cast("S3Client", _Direct(client))
 
 
 async def close_idle(client: S3Client) -> None:
@@ -61,6 +70,8 @@ async def close_idle(client: S3Client) -> None:
 def _session(config: S3Config) -> Any:  # noqa: ANN401 - untyped
     core = AioSession(profile=config.profile)
     core.register_component("data_loader", _loader())
+    # Nobody asks when an object was saved, and to read that takes longer than all else of a listing.
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=lambda text: text)
     return aioboto3.Session(
         botocore_session=core,
         aws_access_key_id=config.access_key_id,
@@ -92,6 +103,101 @@ def _settings(config: S3Config) -> Any:  # noqa: ANN401 - untyped
         response_checksum_validation="when_required",
         s3={"addressing_style": config.addressing},
     )
+
+
+class _Direct:
+    """A client that puts and gets objects without most of what the SDK does for each request.
+
+    That takes longer than all the rest. The SDK does the first request to a bucket, and says where the bucket is. It
+    signs the others, sends them, and reads each answer that is no plain success.
+    """
+
+    def __init__(self, client: S3Client) -> None:
+        self._client: Any = client
+        # For each bucket its URL, and the region that is signed for.
+        self._places: dict[str, tuple[str, str]] = {}
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - all else is the client's
+        return getattr(self._client, name)
+
+    async def put_object(self, **parameters: Any) -> Answer:  # noqa: ANN401 - as in all that follows, untyped
+        return await self._call("PutObject", self._client.put_object, parameters)
+
+    async def get_object(self, **parameters: Any) -> Answer:  # noqa: ANN401
+        return await self._call("GetObject", self._client.get_object, parameters)
+
+    async def _call(self, operation: str, whole: Callable[..., Awaitable[Answer]], parameters: Answer) -> Answer:
+        model = self._client.meta.service_model.operation_model(operation)
+        place = self._places.get(parameters["Bucket"])
+        if place is None:
+            answer = await whole(**parameters)
+            await self._find(model, parameters["Bucket"])
+            return answer
+        request = await self._request(model, place, parameters)
+        response = await self._client._endpoint.http_session.send(request)  # noqa: SLF001 - no public way, as below
+        if response.status_code == HTTPStatus.OK and (model.has_streaming_output or not await response.content):
+            return {"ETag": response.headers.get("etag"), "Body": response.raw}
+        return await self._read(model, response)
+
+    async def _find(self, model: Any, bucket: str) -> None:  # noqa: ANN401
+        """Remember where the bucket is, unless its requests are signed in a way of their own."""
+        context: dict[str, Any] = {}
+        resolve = self._client._resolve_endpoint_ruleset  # noqa: SLF001
+        url, _, _ = await resolve(model, {"Bucket": bucket}, context)
+        if context.get("auth_type") == "v4":
+            self._places[bucket] = url, context["signing"]["region"]
+
+    async def _request(self, model: Any, place: tuple[str, str], parameters: Answer) -> Any:  # noqa: ANN401
+        url, region = place
+        body: bytes | None = parameters.get("Body")
+        request = AWSRequest(
+            method=model.http["method"],
+            url=f"{url}/{percent_encode(parameters['Key'], safe='/~')}",
+            headers=_headers(model, parameters),
+            data=body,
+        )
+        request.context["client_config"] = self._client.meta.config
+        # Asked for each time, for credentials expire.
+        signer = self._client._request_signer  # noqa: SLF001
+        auth = await signer.get_auth_instance("s3", region, "s3v4")
+        if body is None or len(body) < _LARGE:
+            auth.add_auth(request)
+        else:
+            await asyncio.to_thread(auth.add_auth, request)
+        headers = request.headers
+        headers["User-Agent"] = self._client.meta.config.user_agent
+        add_recursion_detection_header({"headers": headers})
+        if body is not None:
+            headers["Content-Length"] = str(len(body))
+            headers["Expect"] = "100-continue"
+        # What is large aiohttp sends in parts only if it is a file.
+        data = io.BytesIO(body) if body is not None and len(body) >= _LARGE else body
+        return AWSPreparedRequest(request.method, request.url, headers, data, model.has_streaming_output)
+
+    async def _read(self, model: Any, response: Any) -> Answer:  # noqa: ANN401
+        """Read an answer as the SDK does, and raise what it says."""
+        said = await convert_to_response_dict(response, model)
+        # There the SDK finds errors under the status 200.
+        await self._client.meta.events.emit(
+            f"before-parse.s3.{model.name}", operation_model=model, response_dict=said, customized_response_dict={}
+        )
+        parsed: dict[str, Any] = await create_parser("rest-xml").parse(said, model.output_shape)
+        if said["status_code"] < HTTPStatus.MULTIPLE_CHOICES:
+            return parsed
+        error = self._client.exceptions.from_code(parsed.get("Error", {}).get("Code"))
+        raise error(parsed, model.name)
+
+
+def _headers(model: Any, parameters: Answer) -> dict[str, str]:  # noqa: ANN401 - untyped
+    """Return the headers that the parameters of an operation become."""
+    headers: dict[str, str] = {}
+    for name, value in parameters.items():
+        member = model.input_shape.members[name].serialization
+        if member.get("location") == "header":
+            headers[member["name"]] = value
+        elif member.get("location") == "headers":
+            headers |= {member["name"] + key: text for key, text in value.items()}
+    return headers
 
 
 class _Session(AIOHTTPSession):  # type: ignore[misc] # untyped

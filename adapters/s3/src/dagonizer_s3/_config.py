@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from dagonizer.compression import SUMMARY, Compression, check_compression
 from dagonizer.errors import StoreURLError
 from dagonizer.url import Host, parameter, parameters_of
 from dagonizer_s3._names import MAX_NAME_BYTES, MAX_SEGMENT
@@ -56,6 +57,7 @@ class S3Config:
     ca_bundle: str | None = parameter(None, "file of the authorities to trust; the AWS configuration's without it")
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = parameter(50, "connections per event loop; others wait")
     timeout: Annotated[float, msgspec.Meta(gt=0)] = parameter(30.0, "seconds that an operation may take")
+    compression: Compression = parameter("none", SUMMARY)  # noqa: RUF009 - its default is immutable
 
     def __post_init__(self) -> None:
         if not _BUCKET.fullmatch(self.bucket):
@@ -74,6 +76,7 @@ class S3Config:
         # Written so that NaN fails too.
         if not 0 < self.timeout < math.inf:
             raise ValueError(f"timeout must be a finite number of seconds above 0, not {self.timeout!r}")
+        check_compression(self.compression)
 
     @property
     def endpoint(self) -> Host:

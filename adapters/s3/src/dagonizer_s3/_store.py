@@ -1,6 +1,7 @@
 """The store: a bucket, one object a key.
 
-An object is the value's UTF-8 bytes. Its version is its ETag, which the server compares when it is asked to.
+An object is the value's UTF-8 bytes, or a Zstandard frame of them. Its version is its ETag, which the server compares
+when it is asked to.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 
+from dagonizer.compression import compress_aside, expand_aside
 from dagonizer.connections import Connections
 from dagonizer.contracts import VersionedJson
 from dagonizer.errors import (
@@ -95,7 +97,7 @@ class S3CheckpointStore:
             await self._connections.write(key, lambda client: self._put(client, parameters))
 
     async def load(self, key: str) -> str | None:
-        """Return the text under ``key``, or None. Raises ``StoreCorruptedError`` if it is not UTF-8."""
+        """Return the text under ``key``, or None. Raises ``StoreCorruptedError`` if it is damaged."""
         entry = await self._load(key)
         return None if entry is None else entry[0]
 
@@ -204,6 +206,10 @@ class S3CheckpointStore:
 
     async def _put(self, client: S3Client, parameters: Mapping[str, Any]) -> Answer:
         """Put an object. An answer of 409 says that the server did nothing, and wants to be asked again."""
+        body = await compress_aside(parameters["Body"], self._config.compression)
+        if body is not parameters["Body"]:
+            # A type, and no encoding of content, which whoever passes it on might undo.
+            parameters = {**parameters, "Body": body, "ContentType": "application/zstd"}
         for pause in _PAUSES:
             try:
                 return self._checked(await client.put_object(**parameters), "ETag")
@@ -229,7 +235,10 @@ class S3CheckpointStore:
 
         with translated("load from", _TO_LOAD, self._config.place):
             loaded = await self._read(load)
-        return None if loaded is None else (value_text(loaded[0], key=key), loaded[1])
+        if loaded is None:
+            return None
+        stored, answer = loaded
+        return value_text(await expand_aside(stored, key=key), key=key), answer
 
     async def _read(self, operation: Callable[[S3Client], Awaitable[T]]) -> T:
         """Do what changes nothing, once more if the connection breaks."""

@@ -198,30 +198,30 @@ def test_the_report_does_not_depend_on_the_place(dagonizer, tree, shared, tmp_pa
 def test_no_output_has_the_password(dagonizer, tree):
     for options in ((), ("--json",)):
         done = dagonizer("demo", "--input", tree, "--store", f"refusing://me:{SECRET}@host/x?token={SECRET}", *options)
-        assert done.returncode == 1
+        assert done.returncode == 3
         assert done.stderr.splitlines()[-1] == "error: refusing://***@host/x?token=***: wrong password"
         assert SECRET not in done.stdout + done.stderr
 
 
 def test_a_failing_worker_is_shown_without_the_password(dagonizer, tree, shared):
     done = dagonizer("demo", "--input", tree, "--store", f"crashing://me:{SECRET}@host{shared}")
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "error: worker 1 failed: it ended with exit code 1 before it was killed" in done.stderr
     assert "RuntimeError: a bug of the store" in done.stderr
     assert SECRET not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("url", ["memory://demo", "forgetful:///{shared}"])
-def test_a_store_that_processes_do_not_share_is_refused(dagonizer, tree, shared, url):
+@pytest.mark.parametrize(("url", "code"), [("memory://demo", 2), ("forgetful:///{shared}", 3)])
+def test_a_store_that_processes_do_not_share_is_refused(dagonizer, tree, shared, url, code):
     done = dagonizer("demo", "--input", tree, "--store", url.format(shared=shared))
-    assert done.returncode == 1
+    assert done.returncode == code
     assert "the demo needs a store that two processes share" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_scheme(dagonizer, tree):
     done = dagonizer("demo", "--input", tree, "--store", "nowhere://x")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("error: unknown scheme 'nowhere'")
 
 
@@ -235,7 +235,7 @@ def test_nothing_to_survey(dagonizer, tmp_path, files, message):
         for number in range(files):
             (root / f"m{number}.py").touch()
     done = dagonizer("demo", "--input", root)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
@@ -280,7 +280,7 @@ def test_without_typer_it_says_what_to_install():
         timeout=60,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == 'the command line needs: pip install "dagonizer[cli]"\n'
 
 

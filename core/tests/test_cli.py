@@ -103,6 +103,7 @@ def dagonizer(installed):
         return subprocess.run(
             [sys.executable, "-m", "dagonizer.cli", *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "COLUMNS": width},
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
             timeout=60,
@@ -243,6 +244,51 @@ def test_nothing_to_survey(dagonizer, tmp_path, files, message):
 
 def test_modules_are_sorted_and_installed_packages_are_left_out(tree):
     assert find_modules(tree) == ["a.py", "broken.py", "d.py", "pkg/b.py", "pkg/c.py"]
+
+
+def test_the_commands_work_on_a_store_of_three_methods(dagonizer, shared, tmp_path):
+    store = ("--store", f"testing://{shared}")
+    document = '{"version":"1","dagName":"d","cursor":"n","state":{},"executedNodes":[],"skippedNodes":[]}'
+    (tmp_path / "document.json").write_text(document)
+    assert dagonizer("put", *store, "k", tmp_path / "document.json").returncode == 0
+    assert dagonizer("get", *store, "k").stdout == document
+    assert "dag d" in dagonizer("show", *store, "k").stdout
+    assert dagonizer("validate", *store, "k").stdout == "k: valid\n"
+    assert dagonizer("rm", *store, "k").returncode == 0
+    assert dagonizer("get", *store, "k").returncode == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ls", "--json", "--store", "{}"),
+        ("rm", "--store", "{}", "--prefix", ""),
+        ("copy", "{}", "memory://x"),
+        ("verify", "{}", "memory://x"),
+        ("verify", "memory://x", "{}"),
+    ],
+)
+def test_a_store_that_cannot_list_says_so(dagonizer, shared, arguments):
+    done = dagonizer(*(argument.format(f"testing://{shared}") for argument in arguments))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: testing://{shared} cannot list its keys")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_bench_of_a_store_of_three_methods_leaves_nothing(dagonizer, shared):
+    done = dagonizer("bench", f"testing://{shared}", "--seconds", "0.01", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["cells"]) == 12
+    assert list(shared.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["ls", "get", "put", "rm", "show", "watch"])
+def test_no_command_tells_the_password(dagonizer, command):
+    url = f"refusing://me:{SECRET}@host/x?token={SECRET}"
+    done = dagonizer(command, "--store", url, *([] if command == "ls" else ["k"]))
+    assert done.returncode == (2 if command == "ls" else 3)
+    assert "refusing://***@host/x?token=***" in done.stderr
+    assert SECRET not in done.stdout + done.stderr
 
 
 def test_stores(dagonizer):

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A terminal that cannot show a character shows its escape.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(arguments)
+        app(arguments, prog_name="dagonizer")
     except DagonizerError as exc:
         print(f"error: {exc}", file=sys.stderr)
         sys.exit(exit_code_of(exc))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os.path
 from datetime import UTC, datetime
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 # What `show` shows of a state, unless all of it is asked for.
 _SHOWN_ITEMS = 20
 _SHOWN_CHARACTERS = 200
-# Deeper, a tree is wider than any terminal.
-_SHOWN_DEPTH = 24
+# Deeper, a tree is wider than a terminal.
+_SHOWN_DEPTH = 12
 
 _MISSING = object()
 
@@ -129,7 +130,7 @@ def mermaid_lines(data: CheckpointData) -> Iterator[str]:
     yield from (f'    {box}["{_label(name)}"]' for box, name in zip(path, data.executed_nodes, strict=True))
     yield '    cursor((("complete")))' if data.cursor is None else f'    cursor(["{_label(data.cursor)}"])'
     yield from (f'    {box}["{_label(name)}"]' for box, name in zip(skipped, data.skipped_nodes, strict=True))
-    yield from (f"    {one} --> {following}" for one, following in zip(path, [*path[1:], "cursor"], strict=True))
+    yield from (f"    {one} --> {following}" for one, following in itertools.pairwise([*path, "cursor"]))
     yield "    classDef executed fill:#d9f2d9,stroke:#2d7a2d,color:#000"
     yield "    classDef next fill:#fff3c4,stroke:#b8860b,stroke-width:3px,color:#000"
     yield "    classDef skipped fill:#f4f4f4,stroke:#888,stroke-dasharray:5 5,color:#555"
@@ -298,7 +299,7 @@ def _add_value(tree: Tree, name: str, value: Any, *, everything: bool, depth: in
             tree.add(_named(name, _scalar(value, everything=everything)))
             return
     if depth == _SHOWN_DEPTH:
-        branch.add(Text("… deeper", style="dim"))
+        branch.add(Text("… deeper; --json shows it", style="dim"))
         return
     kept = len(items) if everything else _SHOWN_ITEMS
     for key, item in items[:kept]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dagonizer import open_store
 from dagonizer.cli.outcome import FAILED, NO, YES, UsageError, shown
 from dagonizer.contracts import SupportsListing
-from dagonizer.errors import InvalidValueError, StoreCorruptedError, ValidationError
+from dagonizer.errors import InvalidValueError, StoreCorruptedError, StoreLimitError, ValidationError
 from dagonizer.keys import key_bytes
 from dagonizer.url import StoreURL
 from dagonizer.validation import decode
@@ -201,7 +201,7 @@ async def _describe(store: CheckpointStore, key: str) -> dict[str, Any] | None:
     row: dict[str, Any] = {"key": key, "dag": None, "cursor": None, "executed": None, "bytes": None, "error": None}
     try:
         text = await store.load(key)
-    except StoreCorruptedError as exc:
+    except (StoreCorruptedError, StoreLimitError) as exc:
         return {**row, "error": str(exc)}
     if text is None:
         return None
@@ -214,7 +214,7 @@ async def _describe(store: CheckpointStore, key: str) -> dict[str, Any] | None:
 
 def _long_line(row: dict[str, Any]) -> str:
     if row["error"] is not None:
-        return _LONG.format("corrupted", "-", "-", "-", shown(row["key"]))
+        return _LONG.format("unreadable", "-", "-", "-", shown(row["key"]))
     if row["dag"] is None:
         return _LONG.format(f"{row['bytes']:,}", "-", "-", "-", shown(row["key"]))
     cursor = "(complete)" if row["cursor"] is None else shown(row["cursor"])

@@ -184,6 +184,25 @@ def test_watch_sees_what_another_process_does_until_it_is_interrupted(urls):
     ]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo terminals")
+def test_ctrl_c_at_the_question_deletes_nothing(urls):
+    fill(urls[0], {"k": "text"})
+    asking, answering = os.openpty()
+    with subprocess.Popen(
+        command("rm", "--store", urls[0], "--prefix", ""), stdin=answering, stderr=subprocess.PIPE, bufsize=0
+    ) as ran:
+        question = b""
+        while not question.endswith(b"[y/N] "):
+            question += ran.stderr.read(1)
+        assert question.startswith(b"delete 1 entry of file://")
+        ran.send_signal(signal.SIGINT)
+        assert ran.wait() == 130
+        assert ran.stderr.read() == b"\n"
+    os.close(asking)
+    os.close(answering)
+    assert held(urls[0]) == {"k": "text"}
+
+
 @pytest.mark.parametrize("key", ["a\nb\x1b", "-k", "..", "é 🦆"])
 def test_any_key_goes_through_a_shell(urls, key):
     assert dagonizer("put", "--store", urls[0], "--", key, stdin="text\n").returncode == 0

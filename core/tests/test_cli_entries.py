@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 import signal
 import sys
 import threading
@@ -26,7 +27,7 @@ from dagonizer import (
     StoreLimitError,
     StoreUnavailableError,
 )
-from dagonizer.cli import main, measure
+from dagonizer.cli import main, measure, terminal
 from dagonizer.cli.checkpoints import find_differences, mermaid_lines
 from dagonizer.cli.complete import complete_key, complete_url
 from dagonizer.cli.outcome import quoted, shown
@@ -137,6 +138,12 @@ def test_ls_long_has_more_than_a_page_and_leaves_out_what_was_deleted_meanwhile(
 
     monkeypatch.setattr(MemoryCheckpointStore, "load", lose)
     assert [row["key"] for row in on_a("ls", "--long", "--json").json] == [f"{n:03}" for n in range(200) if n != 100]
+
+
+def test_ls_long_stays_in_its_columns_whatever_the_names(on_a):
+    fill("a", {"k": checkpoint(dag="survey " * 9, cursor="\x1b" * 9)})
+    (line,) = on_a("ls", "-l").out.splitlines()[1:]
+    assert line.endswith('0  "survey survey su…  "\\u001b\\u001b\\u00…  k')
 
 
 # get and put
@@ -376,6 +383,12 @@ def test_diff_names_paths_and_values(on_a):
     }
 
 
+def test_diff_cuts_long_values_for_people_only(on_a):
+    fill("a", {"k1": json.dumps({"x": "y" * 5000}), "k2": "{}"})
+    assert "yy… 5,002 characters; --json shows all" in on_a("diff", "k1", "k2").out
+    assert on_a("diff", "k1", "k2", "--json").json["differences"] == [{"path": "$.x", "left": "y" * 5000}]
+
+
 def test_diff_sees_json_not_its_layout_and_other_stores(on_a):
     fill("a", {"k": '{"a": 1, "b": [1.0]}', "text": "not JSON"})
     fill("b", {"k": '{"b":[1],"a":1}', "text": "not JSON either"})
@@ -477,6 +490,26 @@ def test_copy_tells_what_became_of_each_entry(cli):
     again = cli("copy", "memory://a", "memory://b", "--overwrite")
     assert (again.code, held("b")) == (0, {**entries, "extra": "x"})
     assert "3 replaced, 3 equal, 0 kept" in again.err
+
+
+def test_copy_tells_how_far_it_is_where_there_is_no_terminal(cli, monkeypatch):
+    monkeypatch.setattr(terminal, "_SECONDS_BETWEEN_LINES", -1)
+    fill("a", {"k1": "xx", "k2": "xx", "k3": "xx"})
+    lines = cli("copy", "memory://a", "memory://b", "--jobs", "1").err.splitlines()
+    assert [line.partition(",")[0] for line in lines[:3]] == [f"copying: {number} of 3" for number in (1, 2, 3)]
+    assert re.fullmatch(r"copying: 3 of 3, [\d,]+/s [\d.]+ \w+/s, 0 s left", lines[2])
+    assert lines[3].startswith("3 copied, ")
+
+
+def test_copy_draws_a_bar_on_a_terminal(cli, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    fill("a", {"k1": "xx", "k2": "xx", "k3": "xx"})
+    fill("b", {"k2": "other"})
+    ran = cli("copy", "memory://a", "memory://b", "--json")
+    assert "3/3" in ran.err
+    assert "kept: k2: " in ran.err
+    assert ran.json["copied"] == 2
 
 
 def test_copy_of_a_prefix(cli):

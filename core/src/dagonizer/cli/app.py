@@ -211,7 +211,9 @@ def copy(
     prefix: _Prefix = "",
     jobs: _Jobs = 16,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Write nothing, tell what would be.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace also what the destination has otherwise.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace also what the destination has otherwise.")
+    ] = False,
     as_json: _AsJson = False,
 ) -> None:
     """Copy entries to another store, and read each back.

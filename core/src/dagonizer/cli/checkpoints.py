@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dagonizer.validation import CheckpointData
 
-# What `show` shows of a state, unless all of it is asked for.
+# What people are shown of a value, unless they ask for all of it.
 _SHOWN_ITEMS = 20
 _SHOWN_CHARACTERS = 200
 # Deeper, a tree is wider than a terminal.
@@ -218,8 +218,10 @@ def _differences_json(differences: Iterable[tuple[str, Any, Any]]) -> list[dict[
 
 
 def _value_line(path: str, value: Any) -> str:  # noqa: ANN401 - any JSON value
-    text = quoted(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=True)
-    return f"{path}: {text}"
+    text = quoted(value) if isinstance(value, str) else json.dumps(value)
+    if len(text) > _SHOWN_CHARACTERS:
+        text = f"{text[:_SHOWN_CHARACTERS]}… {len(text):,} characters; --json shows all"
+    return f"{shown(path)}: {text}"
 
 
 async def _watch(url: str, key: str, interval: float, count: int | None, *, as_json: bool) -> None:

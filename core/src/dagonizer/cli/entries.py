@@ -26,7 +26,8 @@ STDIN = "-"
 """The name of standard input among files."""
 
 _AT_A_TIME = 64
-_LONG = "{:>12}  {:>8}  {:<16}  {:<16}  {}"
+_LONG = "{:>12}  {:>8}  {:<18}  {:<18}  {}"
+_SHOWN_NAME = 18
 
 
 def list_entries(url: str, prefix: str, *, long: bool, null: bool, as_json: bool) -> int:
@@ -217,8 +218,13 @@ def _long_line(row: dict[str, Any]) -> str:
         return _LONG.format("unreadable", "-", "-", "-", shown(row["key"]))
     if row["dag"] is None:
         return _LONG.format(f"{row['bytes']:,}", "-", "-", "-", shown(row["key"]))
-    cursor = "(complete)" if row["cursor"] is None else shown(row["cursor"])
-    return _LONG.format(f"{row['bytes']:,}", row["executed"], shown(row["dag"]), cursor, shown(row["key"]))
+    cursor = "(complete)" if row["cursor"] is None else _short(row["cursor"])
+    return _LONG.format(f"{row['bytes']:,}", row["executed"], _short(row["dag"]), cursor, shown(row["key"]))
+
+
+def _short(name: str) -> str:
+    name = shown(name)
+    return name if len(name) <= _SHOWN_NAME else name[: _SHOWN_NAME - 1] + "…"
 
 
 async def _remove(url: str, keys: Sequence[str]) -> list[str]:

@@ -91,16 +91,19 @@ async def _bench(url: str, seconds: float, console: Console) -> list[Cell]:
     async with open_store(url) as store:
         # Connecting is not measured, and fails before anything is written.
         await store.load(keys[0])
+        status = console.status("measuring")
+        if console.is_terminal:
+            status.start()
         try:
             for size in SIZES:
                 values = [_value(size) for _ in keys]
                 for in_flight in IN_FLIGHT:
                     pairs = dict(zip(keys[:in_flight], values, strict=False))
                     for operation, call in _operations(store, pairs):
-                        if console.is_terminal:
-                            console.print(f"{operation} {_size(size)}, {in_flight} in flight …", style="dim")
+                        status.update(f"{operation} {_size(size)}, {in_flight} in flight")
                         cells.append(await _measure(operation, size, call, list(pairs), seconds))
         finally:
+            status.stop()
             await _clean(store, keys)
     return cells
 

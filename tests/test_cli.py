@@ -166,6 +166,8 @@ def test_watch_sees_what_another_process_does_until_it_is_interrupted(urls):
     fill(urls[0], {"k": checkpoint("a")})
     with subprocess.Popen(
         command("watch", "--store", urls[0], "k", "--interval", "0.01", "--json"),
+        # It is to flush by itself.
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",

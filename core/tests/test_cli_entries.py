@@ -389,6 +389,10 @@ def test_diff_cuts_long_values_for_people_only(on_a):
     assert on_a("diff", "k1", "k2", "--json").json["differences"] == [{"path": "$.x", "left": "y" * 5000}]
 
 
+def test_true_is_not_1_but_a_number_is_a_number():
+    assert [path for path, *_ in find_differences([True, 1, 0, 2], [1, 1.0, False, 2])] == ["$[0]", "$[2]"]
+
+
 def test_diff_sees_json_not_its_layout_and_other_stores(on_a):
     fill("a", {"k": '{"a": 1, "b": [1.0]}', "text": "not JSON"})
     fill("b", {"k": '{"b":[1],"a":1}', "text": "not JSON either"})
@@ -769,6 +773,16 @@ def test_bench_goes_on_where_a_size_is_too_large_and_says_which_keys_it_could_no
     assert {cell["bytes"] for cell in ran.json["cells"] if cell["error"]} == {1048576}
     assert "these entries are left" in ran.err
     assert ran.err.count("dagonizer-bench-") == 16
+
+
+def test_operations_in_flight_take_turns_even_in_a_store_that_never_waits():
+    counts = dict.fromkeys(range(16), 0)
+
+    async def call(key):
+        counts[key] += 1
+
+    asyncio.run(measure._measure("load", 1, call, list(counts), 0.02))
+    assert min(counts.values()) > 1
 
 
 def test_percentiles_are_by_nearest_rank():

@@ -103,6 +103,7 @@ def dagonizer(installed):
         return subprocess.run(
             [sys.executable, "-m", "dagonizer.cli", *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "COLUMNS": width},
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
             timeout=60,
@@ -198,30 +199,30 @@ def test_the_report_does_not_depend_on_the_place(dagonizer, tree, shared, tmp_pa
 def test_no_output_has_the_password(dagonizer, tree):
     for options in ((), ("--json",)):
         done = dagonizer("demo", "--input", tree, "--store", f"refusing://me:{SECRET}@host/x?token={SECRET}", *options)
-        assert done.returncode == 1
+        assert done.returncode == 3
         assert done.stderr.splitlines()[-1] == "error: refusing://***@host/x?token=***: wrong password"
         assert SECRET not in done.stdout + done.stderr
 
 
 def test_a_failing_worker_is_shown_without_the_password(dagonizer, tree, shared):
     done = dagonizer("demo", "--input", tree, "--store", f"crashing://me:{SECRET}@host{shared}")
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "error: worker 1 failed: it ended with exit code 1 before it was killed" in done.stderr
     assert "RuntimeError: a bug of the store" in done.stderr
     assert SECRET not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("url", ["memory://demo", "forgetful:///{shared}"])
-def test_a_store_that_processes_do_not_share_is_refused(dagonizer, tree, shared, url):
+@pytest.mark.parametrize(("url", "code"), [("memory://demo", 2), ("forgetful:///{shared}", 3)])
+def test_a_store_that_processes_do_not_share_is_refused(dagonizer, tree, shared, url, code):
     done = dagonizer("demo", "--input", tree, "--store", url.format(shared=shared))
-    assert done.returncode == 1
+    assert done.returncode == code
     assert "the demo needs a store that two processes share" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_scheme(dagonizer, tree):
     done = dagonizer("demo", "--input", tree, "--store", "nowhere://x")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("error: unknown scheme 'nowhere'")
 
 
@@ -235,7 +236,7 @@ def test_nothing_to_survey(dagonizer, tmp_path, files, message):
         for number in range(files):
             (root / f"m{number}.py").touch()
     done = dagonizer("demo", "--input", root)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
@@ -243,6 +244,51 @@ def test_nothing_to_survey(dagonizer, tmp_path, files, message):
 
 def test_modules_are_sorted_and_installed_packages_are_left_out(tree):
     assert find_modules(tree) == ["a.py", "broken.py", "d.py", "pkg/b.py", "pkg/c.py"]
+
+
+def test_the_commands_work_on_a_store_of_three_methods(dagonizer, shared, tmp_path):
+    store = ("--store", f"testing://{shared}")
+    document = '{"version":"1","dagName":"d","cursor":"n","state":{},"executedNodes":[],"skippedNodes":[]}'
+    (tmp_path / "document.json").write_text(document)
+    assert dagonizer("put", *store, "k", tmp_path / "document.json").returncode == 0
+    assert dagonizer("get", *store, "k").stdout == document
+    assert "dag d" in dagonizer("show", *store, "k").stdout
+    assert dagonizer("validate", *store, "k").stdout == "k: valid\n"
+    assert dagonizer("rm", *store, "k").returncode == 0
+    assert dagonizer("get", *store, "k").returncode == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ls", "--json", "--store", "{}"),
+        ("rm", "--store", "{}", "--prefix", ""),
+        ("copy", "{}", "memory://x"),
+        ("verify", "{}", "memory://x"),
+        ("verify", "memory://x", "{}"),
+    ],
+)
+def test_a_store_that_cannot_list_says_so(dagonizer, shared, arguments):
+    done = dagonizer(*(argument.format(f"testing://{shared}") for argument in arguments))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: testing://{shared} cannot list its keys")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_bench_of_a_store_of_three_methods_leaves_nothing(dagonizer, shared):
+    done = dagonizer("bench", f"testing://{shared}", "--seconds", "0.01", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["cells"]) == 12
+    assert list(shared.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["ls", "get", "put", "rm", "show", "watch"])
+def test_no_command_tells_the_password(dagonizer, command):
+    url = f"refusing://me:{SECRET}@host/x?token={SECRET}"
+    done = dagonizer(command, "--store", url, *([] if command == "ls" else ["k"]))
+    assert done.returncode == (2 if command == "ls" else 3)
+    assert "refusing://***@host/x?token=***" in done.stderr
+    assert SECRET not in done.stdout + done.stderr
 
 
 def test_stores(dagonizer):
@@ -280,7 +326,7 @@ def test_without_typer_it_says_what_to_install():
         timeout=60,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == 'the command line needs: pip install "dagonizer[cli]"\n'
 
 

@@ -149,7 +149,7 @@ def _refuse_altered(value: object, path: str) -> None:  # noqa: C901 - one case 
                 if not isinstance(key, str):
                     raise EncodeError(f"{path}: the key {key!r} is {_article(type(key).__name__)}, not a str")
                 _refuse_altered(key, f"{path}, key {key!r}")
-                _refuse_altered(item, _joined(path, key))
+                _refuse_altered(item, json_path(path, key))
         case _:
             raise EncodeError(f"{path}: {type(value).__name__} is not a JSON value")
 
@@ -218,17 +218,17 @@ def _outline(value: Any, depth: int = _SCHEMA_DEPTH) -> Any:  # noqa: ANN401 - a
 
 
 def _issues(error: jsonschema.ValidationError) -> Iterator[ValidationIssue]:
-    path = functools.reduce(_joined, error.absolute_path, "$")
+    path = functools.reduce(json_path, error.absolute_path, "$")
     allowed: Any = error.validator_value
     found: Any = error.instance
     match error.validator:
         case "required":
             # jsonschema reports each missing field, but names it in its message only.
             name = error.message.removesuffix(" is a required property").strip("'\"")
-            yield ValidationIssue(_joined(path, name), "missing")
+            yield ValidationIssue(json_path(path, name), "missing")
         case "additionalProperties":
             for name in found.keys() - error.schema["properties"].keys():  # type: ignore[index]
-                yield ValidationIssue(_joined(path, name), "unknown field")
+                yield ValidationIssue(json_path(path, name), "unknown field")
         case "type":
             expected = allowed if isinstance(allowed, str) else " or ".join(allowed)
             yield ValidationIssue(path, f"expected {expected}, got {_json_type(found)}")
@@ -258,7 +258,8 @@ def _json_type(value: object) -> str:
             return type(value).__name__
 
 
-def _joined(path: str, step: object) -> str:
+def json_path(path: str, step: object) -> str:
+    """Return the path of what ``step``, a name or an index, leads to from ``path``: ``$.state.items[3]["a b"]``."""
     if isinstance(step, int):
         return f"{path}[{step}]"
     if isinstance(step, str) and step.isidentifier():

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dagonizer import Checkpoint, open_store
+from dagonizer.cli.outcome import UsageError
 from dagonizer.cli.survey import HALTING_NODE, NODES, SurveyState, find_modules
 from dagonizer.cli.terminal import Bars, Lines, open_console, worker_bars
 from dagonizer.errors import DagonizerError
@@ -132,11 +133,11 @@ def find_differences(expected: Any, actual: Any, path: str) -> list[str]:  # noq
 
 def _count_modules(root: Path) -> int:
     if not root.is_dir():
-        raise DemoError(f"--input {root} is not a directory")
+        raise UsageError(f"--input {root} is not a directory")
     modules = len(find_modules(root))
     if modules < _FEWEST_MODULES:
         found = "only one Python module" if modules else "no Python modules"
-        raise DemoError(f"--input {root} has {found}; the demo needs at least {_FEWEST_MODULES}")
+        raise UsageError(f"--input {root} has {found}; the demo needs at least {_FEWEST_MODULES}")
     return modules
 
 
@@ -144,7 +145,7 @@ def _check_store(url: str) -> str:
     """Return the URL without its secrets. A memory: store is refused at once, not after the first worker's death."""
     parsed = StoreURL.parse(url)
     if parsed.scheme == "memory":
-        raise DemoError(_not_shared(parsed))
+        raise UsageError(_not_shared(parsed))
     return str(parsed)
 
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
 
 _PIPED_WIDTH = 100
 _SECONDS_BETWEEN_LINES = 3.0
@@ -20,6 +36,15 @@ def open_console(*, stderr: bool = False) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPED_WIDTH
     return console
+
+
+def say(text: str) -> None:
+    """Print a line for people on stderr, without what could move a terminal's cursor."""
+    print(_printable(text), file=sys.stderr)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 class WorkerProgress(Protocol):
@@ -110,3 +135,74 @@ def worker_bars(console: Console) -> Progress:
         _Seconds(),
         console=console,
     )
+
+
+class EntryProgress:
+    """How far a command that goes through many entries has come, on stderr.
+
+    A terminal gets a bar with the rate and the time left, anything else a line every few seconds.
+    """
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+        self._console = open_console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._total = 0
+        self._done = 0
+        self._bytes = 0
+        self._started = self._said = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}", style="dim", markup=False),
+                TimeRemainingColumn(),
+                console=self._console,
+                expand=True,
+                # What a command prints on stdout is not the console's business.
+                redirect_stdout=False,
+                redirect_stderr=False,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._doing, total=None, rate="")
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def expect(self, total: int) -> None:
+        """Say how many entries there are; the clock begins."""
+        self._total = total
+        self._started = self._said = time.monotonic()
+        if self._bar is not None and self._task is not None:
+            self._bar.reset(self._task, total=total)
+
+    def advance(self, size: int) -> None:
+        """Say that one more entry is done, for which ``size`` bytes were handled."""
+        self._done += 1
+        self._bytes += size
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=1, rate=self._rate())
+        elif time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            left = (self._total - self._done) * (self._said - self._started) / self._done
+            say(f"{self._doing}: {self._done:,} of {self._total:,}, {self._rate()}, {left:.0f} s left")
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._bar is None:
+            say(text)
+        else:
+            self._console.print(Text(_printable(text)))
+
+    def _rate(self) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-3)
+        return f"{self._done / seconds:,.0f}/s {decimal(int(self._bytes / seconds))}/s"

@@ -259,7 +259,8 @@ async def test_keys_and_messages_of_store_errors_are_told_if_asked_for(telemetry
     assert first.status.description == f"about {KEY}"
     assert second.status.description is None
     assert [record.key for record in caplog.records] == [repr(KEY)] * 2
-    assert f"about {KEY}" in caplog.records[0].getMessage()
+    assert caplog.records[0].getMessage().endswith(f"{KEY}', error 'about {KEY}'")
+    assert caplog.records[0].error == f"'about {KEY}'"
     assert SECRET not in telemetry.everything() + "".join(str(vars(record)) for record in caplog.records)
 
 
@@ -273,6 +274,8 @@ async def test_what_cannot_be_encoded_is_refused_by_the_store_and_can_be_told_al
             await store.load("\ud83d\n")
         with pytest.raises(InvalidValueError):
             await store.save("k", "\ud83d")
+    with pytest.raises(StoreError):
+        await logged(Failing(StoreError("a\nb\ud83d")), record_keys=True).load("k")
     assert telemetry.spans[0].attributes["dagonizer.key"] == "\\ud83d\n"
     assert telemetry.spans[1].attributes["dagonizer.document.size"] == 3
     telemetry.everything().encode()

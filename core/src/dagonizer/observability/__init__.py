@@ -112,8 +112,8 @@ def logged(
 
     A record has as attributes, and in its message, ``operation``, ``duration`` (the seconds that the store took),
     ``outcome`` (``ok``, or the class of what was raised) and ``size`` (of the document in UTF-8 bytes, or None); with
-    ``record_keys`` also ``key``, and in the message that of a ``StoreError``. Errors are logged as WARNING, all else
-    with ``level``, cancellations too. The default ``logger`` is ``dagonizer.observability``.
+    ``record_keys`` also ``key`` and, of a ``StoreError``, its message as ``error``. Errors are logged as WARNING, all
+    else with ``level``, cancellations too. The default ``logger`` is ``dagonizer.observability``.
     """
     chosen = logging.getLogger(__name__) if logger is None else logger
 

@@ -41,7 +41,8 @@ class Record:
         if self._key is not None:
             told["key"] = self._key
             text += ", key %(key)s"
-        message = text % told
-        if self._key is not None and outcome.message:
-            message += f": {outcome.message!r}"
-        self._logger.log(level, "%s", message, extra=told)
+            if outcome.message:
+                # A record is one line, whatever the message holds.
+                told["error"] = repr(outcome.message)
+                text += ", error %(error)s"
+        self._logger.log(level, text, told, extra=told)

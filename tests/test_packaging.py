@@ -118,4 +118,4 @@ def test_all_distributions_have_one_version_and_python_range():
         ("0.1.0", ">=3.11", "MIT")
     }
     extras = projects[0]["optional-dependencies"]
-    assert set(extras) == {"file", "postgres", "redis", "s3", "etcd", "conformance", "zstd", "cli", "all"}
+    assert set(extras) == {"file", "postgres", "redis", "s3", "etcd", "conformance", "cli", "otel", "zstd", "all"}

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+OPTIONAL_METHODS = ("list_keys", "load_versioned", "save_if")
+"""The operations that a store may have beside ``save``, ``load`` and ``delete``."""
+
 
 @runtime_checkable
 class CheckpointStore(Protocol):

@@ -14,7 +14,7 @@ import msgspec
 import pluggy
 
 from dagonizer import hookspecs
-from dagonizer.contracts import ClosableStore
+from dagonizer.contracts import OPTIONAL_METHODS, ClosableStore
 from dagonizer.errors import DuplicateSchemeError, StoreClosedError, StoreError, UnknownSchemeError
 from dagonizer.url import StoreURL
 
@@ -49,8 +49,6 @@ _EXTRA_BY_SCHEME = {
     "etcd+http": "etcd",
     "etcd+https": "etcd",
 }
-
-_OPTIONAL_METHODS = ("list_keys", "load_versioned", "save_if")
 
 
 class StoreListing(msgspec.Struct, frozen=True):
@@ -181,7 +179,7 @@ class _Closable:
         self.save = self._until_closed(store.save)
         self.load = self._until_closed(store.load)
         self.delete = self._until_closed(store.delete)
-        for name in _OPTIONAL_METHODS:
+        for name in OPTIONAL_METHODS:
             if hasattr(store, name):
                 setattr(self, name, self._until_closed(getattr(store, name)))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import re
 import secrets
 import socket
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -839,3 +841,34 @@ async def test_a_request_larger_than_the_server_takes_is_a_limit(scheme: str, et
                 await store.save("k", text)
             assert type(caught.value) is StoreLimitError
         assert await store.load("k") == "old"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_forked_process_uses_the_gateway_and_is_told_why_not_grpc(scheme: str, url: str) -> None:
+    program = textwrap.dedent("""
+        import multiprocessing, sys
+        from dagonizer.blocking import open_store
+
+        store = open_store(sys.argv[1])
+        store.save("k", "of the parent")
+
+        def child():
+            try:
+                print(store.load("k"), flush=True)
+            except Exception as exc:
+                print(f"{type(exc).__name__}: {exc}", flush=True)
+
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join()
+        assert store.load("k") == "of the parent"
+        sys.exit(process.exitcode)
+    """)
+    ran = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, check=False, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    if scheme == "etcd":
+        assert ran.stdout.startswith("StoreError: could not load 'k' at 127.0.0.1:")
+        assert "gRPC cannot be used in a process that was forked" in ran.stdout
+        assert "use etcd+http:" in ran.stdout
+    else:
+        assert ran.stdout == "of the parent\n"

@@ -73,6 +73,7 @@ _BY_CODE: dict[Code, tuple[type[StoreError], str]] = {
 AUTH_DISABLED = "etcdserver: authentication is not enabled"
 COMPACTED = "etcdserver: mvcc: required revision has been compacted"
 NO_LEADER = "etcdserver: no leader"
+FORKED = "gRPC cannot be used in a process that was forked from one which had used it"
 # Each says that the request was refused before anything was done, for want of a valid token.
 _WANTS_TOKEN = (
     "etcdserver: invalid auth token",
@@ -89,6 +90,7 @@ _BY_MESSAGE: dict[str, tuple[type[StoreError], str]] = {
         "write smaller requests (?chunk_bytes=), or raise the server's --max-request-bytes",
     ),
     COMPACTED: (StoreUnavailableError, "the server was compacted during a load; try again"),
+    FORKED: (StoreError, "start processes by spawn or forkserver, or use etcd+http:"),
 }
 
 

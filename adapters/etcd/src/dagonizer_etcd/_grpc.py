@@ -6,6 +6,7 @@ aetcd's own client has no TLS, knows one host, and does not renew its token.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import traceback
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +19,7 @@ import grpc  # type: ignore[import-untyped]  # it has no types
 from aetcd import rpc  # type: ignore[import-untyped]  # the same
 
 from dagonizer_etcd._config import address
-from dagonizer_etcd._errors import Code, Failure
+from dagonizer_etcd._errors import FORKED, Code, Failure
 from dagonizer_etcd._transport import (
     Cluster,
     KeyValue,
@@ -50,6 +51,7 @@ _UNTRUSTED = ("certificate", "verification")
 @asynccontextmanager
 async def connect(config: EtcdConfig, channel: grpc.aio.Channel | None = None) -> AsyncIterator[Cluster]:
     """Open a channel to every host, or use the caller's ``channel``, which is not closed."""
+    _expect_no_fork(config.where)
     if channel is not None:
         yield Cluster([_GrpcEndpoint(channel, "the caller's channel")], config)
         return
@@ -154,6 +156,18 @@ class _GrpcEndpoint:
         if never_sent and any(text in details.lower() for text in _UNTRUSTED):
             code = Code.UNAUTHENTICATED
         return Failure(code, details, self.where, sent=not never_sent)
+
+
+_first_user: int | None = None
+
+
+def _expect_no_fork(where: str) -> None:
+    """Raise ``Failure`` where gRPC would end the process by a segmentation fault."""
+    global _first_user  # noqa: PLW0603 - the process that used gRPC first
+    if _first_user is None:
+        _first_user = os.getpid()
+    elif _first_user != os.getpid():
+        raise Failure(Code.FAILED_PRECONDITION, FORKED, where, sent=False)
 
 
 async def _forgotten(call: grpc.aio.UnaryUnaryCall) -> Any:  # noqa: ANN401 - a message of protobuf, as below

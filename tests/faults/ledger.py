@@ -212,7 +212,10 @@ def lost(history: Sequence[Call]) -> list[str]:
             for write in reversed(by_value[load.value])
         ):
             missed = f"{newest.value} was acknowledged" if newest else "it had not been written"
-            described.append(f"{load.client} found {load.value} under {load.key!r}, where {missed}")
+            # One that was given up has come late; one that was acknowledged had been there, and has come back.
+            given_up = by_value[load.value] and not any(write.acknowledged for write in by_value[load.value])
+            found = f"{load.value}{', which was not acknowledged,' if given_up else ''}"
+            described.append(f"{load.client} found {found} under {load.key!r}, where {missed}")
     return described
 
 

@@ -76,6 +76,13 @@ def test_a_value_from_nowhere_is_lost():
     assert lost([found("1", 1, 2), write("1", 3, 4)]) == ["reader found 1 under 'k', where it had not been written"]
 
 
+def test_it_says_whether_what_came_back_had_been_acknowledged():
+    later = [write("2", 3, 4), found("1", 5, 6)]
+    assert lost([write("1", 1, 2), *later]) == ["reader found 1 under 'k', where 2 was acknowledged"]
+    given_up = "reader found 1, which was not acknowledged, under 'k', where 2 was acknowledged"
+    assert lost([write("1", 1, 2, "StoreUnavailableError"), *later]) == [given_up]
+
+
 class Altering(MemoryCheckpointStore):
     """Returns what ``alter`` makes of a text."""
 

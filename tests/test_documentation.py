@@ -1,5 +1,6 @@
 """The documentation is executed, and the commands it shows are the ones that run."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ COMMANDS = re.findall(r"```console\n(.*?)\n```", README, re.DOTALL)
 
 
 def test_every_python_block_of_the_readme_has_its_output_beside_it():
-    assert len(EXAMPLES) == README.count("```python") == 3
+    assert len(EXAMPLES) == README.count("```python") == 4
 
 
 @pytest.mark.parametrize(("source", "output"), EXAMPLES)
@@ -50,3 +51,27 @@ def test_the_python_of_the_contributing_guide_is_a_plugin():
     namespace = {}
     exec(source, namespace)
     assert namespace["dagonizer_describe_store"]().schemes == ("acme",)
+
+
+# Ends the output of a command, and leaves its exit code to the next.
+MARK = "code=$?; printf '\\001'; (exit $code)"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the sessions are of a POSIX shell")
+def test_the_commands_of_the_page_on_the_command_line_print_what_it_says(tmp_path):
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    for name, source in re.findall(r'```python title="(.*?)"\n(.*?)```', page, re.DOTALL):
+        (tmp_path / name).write_text(source)
+    console = "".join(re.findall(r"```console\n(.*?)```", page, re.DOTALL))
+    session = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", console, re.MULTILINE)
+    script = "exec 2>&1\n" + "".join(f"{command}\n{MARK}\n" for command, _ in session)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "COLUMNS": "90", "PYTHONIOENCODING": "utf-8"}
+    environment.pop("DAGONIZER_STORE", None)
+    ran = subprocess.run(
+        ["bash"], input=script, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
+    assert len(session) == 23
+    for (command, expected), printed in zip(session, ran.stdout.split("\1"), strict=False):
+        pattern = ".*?".join(map(re.escape, expected.split("…")))
+        assert re.fullmatch(pattern, printed, re.DOTALL), f"$ {command}\n{printed}"

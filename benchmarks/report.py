@@ -156,7 +156,7 @@ def plot_ratios(figures: Sequence[Figure], kind: str, path: Path) -> None:
             axis.errorbar(medians, range(len(mine)), xerr=spread, fmt="o", color=color, ms=4, lw=0.8, label=other)
         axis.axvline(1, color="#888888", lw=0.8)
         axis.set_xscale("log")
-        axis.set_xlim(0.2, 20)
+        axis.set_xlim(0.2, 25)
         axis.set_xticks([0.2, 0.5, 1, 2, 5, 10, 20], ["0.2", "0.5", "1", "2", "5", "10", "20"])
         axis.set_title(field)
         axis.grid(axis="y", lw=0.3)
@@ -181,7 +181,7 @@ def plot_growth(growth: Figure, path: Path) -> None:
     keys.set_xscale("log")
     keys.set_ylim(0, None)
     keys.set_xlabel("keys in the store")
-    keys.set_ylabel("cost of an operation, that at the fewest being 1")
+    keys.set_ylabel("cost of an operation, 1 at the fewest keys")
     keys.legend(fontsize=7, ncols=2)
     for color, (name, parts) in zip(_COLORS, growth["runs"].items(), strict=False):
         sizes = [part["bytes"] / 1000 for part in parts]

@@ -64,8 +64,9 @@ class Observed:
         for name in OPTIONAL_METHODS:
             if hasattr(store, name):
                 setattr(self, name, getattr(self, f"_{name}"))
-        if hasattr(store, "aclose"):
-            self.aclose = store.aclose
+        close = getattr(store, "aclose", None)
+        if close is not None:
+            self.aclose = close
 
     async def save(self, key: str, json: str) -> None:
         """Put ``json`` under ``key``."""

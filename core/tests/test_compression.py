@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagonizer import StoreCorruptedError, StoreError
-from dagonizer.compression import check_compression, compress, compress_aside, expand, expand_aside
+from dagonizer.compression import check_compression, compress, compress_in_steps, expand
 
 LARGE = b'{"path":"package/module.py"}' * 20_000
 FRAME = compress(LARGE, "zstd")
@@ -62,10 +62,11 @@ def test_a_damaged_frame_is_corrupted(damaged):
         expand(damaged, key="the key")
 
 
-def test_every_flipped_bit_is_noticed():
-    value = b'{"key":"value"}' * 300
+@pytest.mark.parametrize("size", [4096, 65_536, 131_072, 262_144, 1 << 20])
+def test_every_flipped_bit_is_noticed(size):
+    value = (b'{"key":"value"}' * (1 << 17))[:size]
     frame = compress(value, "zstd")
-    for bit in range(32, 8 * len(frame)):
+    for bit in range(32, 8 * min(len(frame), 300)):
         flipped = bytearray(frame)
         flipped[bit // 8] ^= 1 << bit % 8
         # One that says nothing, such as that of an unused window, does no harm.
@@ -88,9 +89,8 @@ def test_another_compression_is_refused():
         check_compression("gzip")
 
 
-async def test_large_values_do_not_hold_up_the_event_loop():
-    # Of 64 MiB, compressing takes a tenth of a second at least; the loop turns meanwhile.
-    value = LARGE * 120
+async def test_large_values_are_compressed_in_steps_between_which_others_have_their_turn():
+    value = LARGE * 20
     turns = 0
 
     async def turn():
@@ -100,15 +100,17 @@ async def test_large_values_do_not_hold_up_the_event_loop():
             await asyncio.sleep(0)
 
     turning = asyncio.create_task(turn())
-    frame = await compress_aside(value, "zstd")
-    compressed_after = turns
-    assert await expand_aside(frame, key="k") == value
+    frame = await compress_in_steps(value, "zstd")
     turning.cancel()
-    assert compressed_after > 10
-    assert turns > compressed_after + 10
+    assert turns > 10
+    assert len(frame) < len(value) / 100
+    assert expand(frame, key="k") == value
 
 
-async def test_small_values_take_no_thread(monkeypatch):
-    monkeypatch.setattr(asyncio, "to_thread", None)
-    value = LARGE[:10_000]
-    assert await expand_aside(await compress_aside(value, "zstd"), key="k") == value
+@pytest.mark.parametrize("size", [0, 5000, 1 << 20, (1 << 20) + 1])
+async def test_in_steps_or_at_once_it_is_the_same_text(size):
+    value = (LARGE * 2)[:size]
+    assert expand(await compress_in_steps(value, "zstd"), key="k") == value
+    assert await compress_in_steps(value, "none") is value
+    noise = random.Random(0).randbytes(size)
+    assert await compress_in_steps(noise, "zstd") is noise

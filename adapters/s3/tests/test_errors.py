@@ -97,19 +97,17 @@ async def scripted(*answers: Answer, **options: Any) -> AsyncIterator[tuple[S3Ch
     await runner.setup()
     port = free_port()
     await web.TCPSite(runner, "127.0.0.1", port).start()
-    config = S3Config(
-        bucket=BUCKET,
-        endpoint_url=f"http://127.0.0.1:{port}",
-        region="us-east-1",
-        access_key_id="AccessKey",
-        secret_access_key=SECRET,
-        **{"timeout": 20.0, **options},
-    )
+    config = _config(**{"endpoint_url": f"http://127.0.0.1:{port}", "timeout": 20.0, **options})
     try:
         async with S3CheckpointStore(config) as store:
             yield store, script
     finally:
         await runner.cleanup()
+
+
+def _config(**options: Any) -> S3Config:
+    given = {"bucket": BUCKET, "region": "us-east-1", "access_key_id": "AccessKey", "secret_access_key": SECRET}
+    return S3Config(**{**given, **options})
 
 
 def operations(store: S3CheckpointStore) -> dict[str, Callable[[], Any]]:
@@ -251,6 +249,25 @@ async def test_what_is_sent_is_what_the_sdk_sends(size: int) -> None:
             headers.pop("amz-sdk-request", None)
         assert direct == whole
         assert load["x-amz-content-sha256"] == hashlib.sha256().hexdigest()
+
+
+@pytest.mark.parametrize("endpoint_url", [None, "http://s3.test:1", "http://s3.test:1/", "http://s3.test:1/base/"])
+@pytest.mark.parametrize("addressing", ["path", "virtual"])
+async def test_an_object_is_where_the_sdk_finds_it(endpoint_url: str | None, addressing: str) -> None:
+    parameters = {"Bucket": BUCKET, "Key": "a b/é+%.json"}
+    async with _client.connected(_config(endpoint_url=endpoint_url, addressing=addressing)) as client:
+        url = await client.generate_presigned_url("put_object", Params=parameters)
+        model = client.meta.service_model.operation_model("PutObject")
+        await client._find(model, BUCKET)
+        request = await client._request(model, client._places[BUCKET], {**parameters, "Body": b""})
+        assert request.url == url.partition("?")[0]
+
+
+async def test_what_is_signed_for_another_service_is_left_to_the_sdk() -> None:
+    outpost = "test-accessp-o0b1d075431d83bebde8xz5w8ijx1qzlbp3i3kuse10--op-s3"
+    async with _client.connected(_config(bucket=outpost, region="us-west-2")) as client:
+        await client._find(client.meta.service_model.operation_model("PutObject"), outpost)
+        assert client._places == {}
 
 
 async def test_credentials_may_change_between_requests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,8 @@ _LEAST_BYTES = 4096
 _MOST_BYTES = 1 << 30
 # Level 3, the library's default, takes half as long again, and JSON is no shorter for it.
 _LEVEL = 1
-# More would hold up the event loop for longer than a thread takes to start.
-_LEAST_IN_THREAD = 1 << 17
+# To compress more at once would hold up the event loop.
+_STEP = 1 << 20
 
 
 def check_compression(compression: Compression) -> None:
@@ -47,8 +47,24 @@ def compress(value: bytes, compression: Compression) -> bytes:
         return value
     import zstandard  # noqa: PLC0415 - see the module
 
-    frame = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(value)
-    return min(value, frame, key=len)
+    return _shorter(value, zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(value))
+
+
+async def compress_in_steps(value: bytes, compression: Compression) -> bytes:
+    """Do as ``compress``, and let other tasks of the event loop go on meanwhile.
+
+    Not in a thread, of which the caller may have none free.
+    """
+    if compression == "none" or not _STEP < len(value) <= _MOST_BYTES:
+        return compress(value, compression)
+    import zstandard  # noqa: PLC0415 - see the module
+
+    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compressobj(size=len(value))
+    view, parts = memoryview(value), []
+    for start in range(0, len(value), _STEP):
+        parts.append(compressor.compress(view[start : start + _STEP]))
+        await asyncio.sleep(0)
+    return _shorter(value, b"".join([*parts, compressor.flush()]))
 
 
 def expand(stored: bytes, *, key: str) -> bytes:
@@ -56,28 +72,8 @@ def expand(stored: bytes, *, key: str) -> bytes:
 
     Raises ``StoreCorruptedError`` if the frame is damaged, and ``StoreError`` if ``zstandard`` is not installed.
     """
-    return stored if _text_bytes(stored, key) is None else _expanded(stored, key)
-
-
-async def compress_aside(value: bytes, compression: Compression) -> bytes:
-    """Do as ``compress``, without holding up the event loop for large values."""
-    if compression == "none" or len(value) < _LEAST_IN_THREAD:
-        return compress(value, compression)
-    return await asyncio.to_thread(compress, value, compression)
-
-
-async def expand_aside(stored: bytes, *, key: str) -> bytes:
-    """Do as ``expand``, without holding up the event loop for large values."""
-    size = _text_bytes(stored, key)
-    if size is None or size < _LEAST_IN_THREAD:
-        return expand(stored, key=key)
-    return await asyncio.to_thread(_expanded, stored, key)
-
-
-def _text_bytes(stored: bytes, key: str) -> int | None:
-    """Return how long the text of a frame is, or None if ``stored`` is no frame."""
     if not stored.startswith(_MAGIC):
-        return None
+        return stored
     try:
         import zstandard  # noqa: PLC0415 - see the module
     except ModuleNotFoundError as exc:
@@ -86,22 +82,17 @@ def _text_bytes(stored: bytes, key: str) -> int | None:
             'run: pip install "dagonizer[zstd]"'
         ) from exc
     try:
-        # Unknown is -1; what was compressed here says it.
+        # Unknown is -1; what was compressed here says it. And for 0 the library looks at nothing else.
         size = zstandard.frame_content_size(stored)
+        if not _LEAST_BYTES <= size <= _MOST_BYTES:
+            raise _damaged(key, f"its text is said to have {size} bytes")
+        return zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as exc:
         raise _damaged(key, str(exc)) from exc
-    if not 0 <= size <= _MOST_BYTES:
-        raise _damaged(key, f"its text is said to have {size} bytes")
-    return size
 
 
-def _expanded(frame: bytes, key: str) -> bytes:
-    import zstandard  # noqa: PLC0415 - see the module
-
-    try:
-        return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
-    except zstandard.ZstdError as exc:
-        raise _damaged(key, str(exc)) from exc
+def _shorter(value: bytes, frame: bytes) -> bytes:
+    return min(value, frame, key=len)
 
 
 def _damaged(key: str, reason: str) -> StoreCorruptedError:

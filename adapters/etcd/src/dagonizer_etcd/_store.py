@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import xxhash
 
-from dagonizer.compression import compress_aside, expand_aside
+from dagonizer.compression import compress_in_steps, expand
 from dagonizer.connections import Connections
 from dagonizer.contracts import VersionedJson
 from dagonizer.errors import StoreConflictError, StoreCorruptedError, StoreUnavailableError, UnknownSchemeError
@@ -205,7 +205,7 @@ class EtcdCheckpointStore:
             return await self._connections.write(key, save)
 
     async def _put(self, cluster: Cluster, *, entry: bytes, value: bytes, key: str, expected: int | None) -> int:
-        stored = await compress_aside(value, self._config.compression)
+        stored = await compress_in_steps(value, self._config.compression)
         if len(stored) <= self._config.chunk_bytes:
             return await self._replace(cluster, Put(entry, stored), key=key, expected=expected)
         return await self._put_in_chunks(cluster, entry=entry, stored=stored, key=key, expected=expected)
@@ -336,7 +336,7 @@ class EtcdCheckpointStore:
                 if attempts == 1 or COMPACTED not in failure.details:
                     raise
                 return await self._load(cluster, key=key, entry=entry, attempts=attempts - 1)
-        return VersionedJson(value_text(await expand_aside(stored, key=key), key=key), str(found.revision))
+        return VersionedJson(value_text(expand(stored, key=key), key=key), str(found.revision))
 
     async def _load_chunks(self, cluster: Cluster, entry: KeyValue, revision: int, *, key: str) -> bytes:
         """Return the text whose header is in ``entry``, as it was at ``revision``, whatever has happened since."""

@@ -26,7 +26,7 @@ T = TypeVar("T")
 _FEWEST_ATTEMPTS = 2
 # etcd takes a transaction of 128 conditions and 128 operations by default; a change has two operations at most.
 _CHANGES, _READS = 64, 16
-_OPERANDS = {"CREATE": "create_revision", "MOD": "mod_revision", "VALUE": "value"}
+_OPERANDS = {"CREATE": "create_revision", "MOD": "mod_revision"}
 # Of several changes, nothing was done. A server that is full says so although it has made them.
 _FAULT_OF_ONE = frozenset({Code.INVALID_ARGUMENT, Code.PERMISSION_DENIED})
 # Of the time that a call has waited in vain: a connection over which nothing has come for as long is given up.
@@ -34,12 +34,12 @@ _SILENCE = 0.5
 
 
 class Condition(NamedTuple):
-    """What a transaction asks about a key: the revision of its creation or last change (0: absent), or its value."""
+    """What a transaction asks about a key: the revision of its creation or last change (0: absent)."""
 
     key: bytes
-    field: Literal["CREATE", "MOD", "VALUE"]
-    relation: Literal["EQUAL", "GREATER", "LESS"]
-    operand: int | bytes
+    field: Literal["CREATE", "MOD"]
+    relation: Literal["EQUAL", "GREATER"]
+    operand: int
 
 
 class Put(NamedTuple):

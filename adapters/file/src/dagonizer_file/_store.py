@@ -227,6 +227,9 @@ class FileCheckpointStore:
                     fd = -1
                 self._replace(temp, self._prefix + name, compare, permit)
             except BaseException:
+                if sys.platform == "win32" and fd >= 0:
+                    os.close(fd)
+                    fd = -1
                 # Also gone when the sweep of another store took it; the first error is the one to tell.
                 with suppress(OSError):
                     os.unlink(temp)
@@ -307,9 +310,13 @@ class FileCheckpointStore:
         while True:
             temp = f"{self._prefix}.{name.split('.')[1]}.{secrets.token_hex(8)}.tmp"
             fd = self._open_new(temp)
-            # A sweep may have come before the lock.
-            if _lock(fd) is not False and os.fstat(fd).st_nlink:
-                return temp, fd
+            try:
+                # A sweep may have come before the lock.
+                if _lock(fd) is not False and os.fstat(fd).st_nlink:
+                    return temp, fd
+            except BaseException:
+                os.close(fd)
+                raise
             os.close(fd)
             with suppress(FileNotFoundError):
                 os.unlink(temp)

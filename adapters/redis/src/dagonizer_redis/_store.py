@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from dagonizer.compression import compress_aside, expand_aside
+from dagonizer.compression import compress_in_steps, expand
 from dagonizer.connections import Connections
 from dagonizer.contracts import VersionedJson
 from dagonizer.errors import InvalidKeyError, StoreConflictError, StoreUnavailableError
@@ -101,13 +101,13 @@ class RedisCheckpointStore:
     async def save(self, key: str, json: str) -> None:
         """Put ``json`` under ``key``, replacing whatever is there, and any expiry of it."""
         self._connections.check_open()
-        name, value = self._name(key), await compress_aside(value_bytes(json), self._config.compression)
+        name, value = self._name(key), await compress_in_steps(value_bytes(json), self._config.compression)
         await self._write("save", key, name, lambda link: link.run((b"SET", name, value)))
 
     async def load(self, key: str) -> str | None:
         """Return the text under ``key``, or None. Raises ``StoreCorruptedError`` if it is no text."""
         stored = await self._load(key)
-        return None if stored is None else await _text(stored, key)
+        return None if stored is None else _text(stored, key)
 
     async def delete(self, key: str) -> None:
         """Remove whatever is under ``key``."""
@@ -127,7 +127,7 @@ class RedisCheckpointStore:
     async def load_versioned(self, key: str) -> VersionedJson | None:
         """Return the text under ``key`` with its version, or None. Raises like ``load``."""
         stored = await self._load(key)
-        return None if stored is None else VersionedJson(await _text(stored, key), await _version(stored))
+        return None if stored is None else VersionedJson(_text(stored, key), await _version(stored))
 
     async def save_if(self, key: str, json: str, *, expected: str | None) -> str:
         """Save if the entry has the version ``expected`` (None: no entry), and return its new version.
@@ -135,7 +135,7 @@ class RedisCheckpointStore:
         Raises ``StoreConflictError``, or ``StoreCorruptedError`` if what is there is no string.
         """
         self._connections.check_open()
-        name, value = self._name(key), await compress_aside(value_bytes(json), self._config.compression)
+        name, value = self._name(key), await compress_in_steps(value_bytes(json), self._config.compression)
 
         async def swap(link: Link) -> bool:
             return await (_create(link, name, value) if expected is None else _swap(link, name, value, expected))
@@ -274,8 +274,8 @@ async def _swap(link: Link, name: bytes, value: bytes, expected: str) -> bool:
             return True
 
 
-async def _text(stored: bytes, key: str) -> str:
-    return value_text(await expand_aside(stored, key=key), key=key)
+def _text(stored: bytes, key: str) -> str:
+    return value_text(expand(stored, key=key), key=key)
 
 
 async def _version(value: bytes) -> str:

@@ -144,8 +144,9 @@ class _Direct:
         context: dict[str, Any] = {}
         resolve = self._client._resolve_endpoint_ruleset  # noqa: SLF001
         url, _, _ = await resolve(model, {"Bucket": bucket}, context)
-        if context.get("auth_type") == "v4":
-            self._places[bucket] = url, context["signing"]["region"]
+        signing = context.get("signing", {})
+        if context.get("auth_type") == "v4" and signing.get("signing_name") == "s3":
+            self._places[bucket] = url.rstrip("/"), signing["region"]
 
     async def _request(self, model: Any, place: tuple[str, str], parameters: Answer) -> Any:  # noqa: ANN401
         url, region = place
@@ -160,10 +161,7 @@ class _Direct:
         # Asked for each time, for credentials expire.
         signer = self._client._request_signer  # noqa: SLF001
         auth = await signer.get_auth_instance("s3", region, "s3v4")
-        if body is None or len(body) < _LARGE:
-            auth.add_auth(request)
-        else:
-            await asyncio.to_thread(auth.add_auth, request)
+        auth.add_auth(request)
         headers = request.headers
         headers["User-Agent"] = self._client.meta.config.user_agent
         add_recursion_detection_header({"headers": headers})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 
-from dagonizer.compression import compress_aside, expand_aside
+from dagonizer.compression import compress_in_steps, expand
 from dagonizer.connections import Connections
 from dagonizer.contracts import VersionedJson
 from dagonizer.errors import (
@@ -206,7 +206,7 @@ class S3CheckpointStore:
 
     async def _put(self, client: S3Client, parameters: Mapping[str, Any]) -> Answer:
         """Put an object. An answer of 409 says that the server did nothing, and wants to be asked again."""
-        body = await compress_aside(parameters["Body"], self._config.compression)
+        body = await compress_in_steps(parameters["Body"], self._config.compression)
         if body is not parameters["Body"]:
             # A type, and no encoding of content, which whoever passes it on might undo.
             parameters = {**parameters, "Body": body, "ContentType": "application/zstd"}
@@ -238,7 +238,7 @@ class S3CheckpointStore:
         if loaded is None:
             return None
         stored, answer = loaded
-        return value_text(await expand_aside(stored, key=key), key=key), answer
+        return value_text(expand(stored, key=key), key=key), answer
 
     async def _read(self, operation: Callable[[S3Client], Awaitable[T]]) -> T:
         """Do what changes nothing, once more if the connection breaks."""

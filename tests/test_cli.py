@@ -83,7 +83,9 @@ def test_a_copy_that_is_killed_goes_on_where_it_was(urls):
     # The target already has some of them as they were earlier.
     fill(urls[1], {f"run/{number}": checkpoint("read") for number in range(20)})
     killed = subprocess.Popen(
-        [sys.executable, "-c", STALLED, "copy", *urls, "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", STALLED, "copy", *urls, "--update", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     with killed:
         assert killed.stdout.readline() == b"half-way\n"
@@ -91,7 +93,7 @@ def test_a_copy_that_is_killed_goes_on_where_it_was(urls):
         assert killed.wait() == -signal.SIGKILL
     before = sum(entries[key] == text for key, text in held(urls[1]).items())
     assert 200 < before < NUMBER
-    resumed = dagonizer("copy", *urls, "--json")
+    resumed = dagonizer("copy", *urls, "--update", "--json")
     assert resumed.returncode == 0, resumed.stderr
     summary = json.loads(resumed.stdout)
     assert summary["equal"] == before

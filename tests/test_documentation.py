@@ -72,6 +72,8 @@ def test_the_commands_of_the_page_on_the_command_line_print_what_it_says(tmp_pat
         ["bash"], input=script, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False
     )
     assert len(session) == 23
-    for (command, expected), printed in zip(session, ran.stdout.split("\1"), strict=False):
+    *outputs, rest = ran.stdout.split("\1")
+    assert (len(outputs), rest) == (len(session), "")
+    for (command, expected), printed in zip(session, outputs, strict=True):
         pattern = ".*?".join(map(re.escape, expected.split("…")))
         assert re.fullmatch(pattern, printed, re.DOTALL), f"$ {command}\n{printed}"

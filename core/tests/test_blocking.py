@@ -183,7 +183,7 @@ def test_a_call_from_its_own_event_loop_is_refused_for_it_would_never_end(store)
 
 def test_an_interrupted_call_is_cancelled():
     program = textwrap.dedent("""
-        import asyncio, signal, sys
+        import asyncio, threading
         from dagonizer.blocking import BlockingStore
 
         class Store:
@@ -192,19 +192,62 @@ def test_an_interrupted_call_is_cancelled():
                 try:
                     await asyncio.Event().wait()
                 except asyncio.CancelledError:
-                    print("cancelled", flush=True)
+                    cancelled.set()
                     raise
 
+        cancelled = threading.Event()
         try:
             BlockingStore(Store).save("k", "")
+        except KeyboardInterrupt:
+            # The end of the process would cancel it as well.
+            print("interrupted", cancelled.wait(30), flush=True)
+    """)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "entered\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == "interrupted True\n"
+    assert process.returncode == 0
+
+
+def test_an_interrupted_listing_ends_with_nothing_else():
+    program = textwrap.dedent("""
+        import asyncio
+        from dagonizer.blocking import BlockingStore
+
+        class Store:
+            async def list_keys(self, prefix=""):
+                try:
+                    print("entered", flush=True)
+                    await asyncio.Event().wait()
+                    yield "k"
+                finally:
+                    await asyncio.sleep(0.05)
+                    print("ended", flush=True)
+
+        try:
+            list(BlockingStore(Store).list_keys())
         except KeyboardInterrupt:
             print("interrupted", flush=True)
     """)
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "entered\n"
         process.send_signal(signal.SIGINT)
-        assert sorted(process.stdout.read().split()) == ["cancelled", "interrupted"]
+        assert process.stdout.read() == "ended\ninterrupted\n"
     assert process.returncode == 0
+
+
+def test_a_store_can_be_used_and_closed_when_the_process_ends():
+    program = textwrap.dedent("""
+        import atexit
+        from dagonizer.blocking import open_store
+
+        store = open_store("memory://x")
+        atexit.register(store.close)
+        atexit.register(lambda: print(store.load("k")))
+        store.save("k", "v")
+    """)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert (ran.stdout, ran.stderr) == ("v\n", "")
 
 
 def test_the_process_ends_although_nobody_has_closed_the_store():
@@ -239,9 +282,9 @@ def test_a_forked_process_opens_the_store_anew(store):
     results = context.SimpleQueue()
     process = context.Process(target=child, args=(results,))
     process.start()
-    assert results.get() == (None, True, 2)
-    process.join(30)
+    process.join(60)
     assert process.exitcode == 0
+    assert results.get() == (None, True, 2)
     assert forked.load("k") == "of the parent"
 
 

@@ -27,7 +27,7 @@ from dagonizer import (
     StoreLimitError,
     StoreUnavailableError,
 )
-from dagonizer.cli import main, measure, terminal
+from dagonizer.cli import complete, main, measure, terminal
 from dagonizer.cli.checkpoints import find_differences, mermaid_lines
 from dagonizer.cli.complete import complete_key, complete_url
 from dagonizer.cli.outcome import quoted, shown
@@ -474,10 +474,12 @@ def test_copy_tells_what_became_of_each_entry(cli):
     }
     fill("a", entries)
     fill("b", there)
-    planned = cli("copy", "memory://a", "memory://b", "--dry-run", "--json")
+    kept = cli("copy", "memory://a", "memory://b", "--dry-run", "--json").json
+    assert kept["kept_keys"] == ["older", "newer", "other", "text"]
+    planned = cli("copy", "memory://a", "memory://b", "--update", "--dry-run", "--json")
     assert held("b") == there
     assert planned.json["planned"] == [{"key": "new", "outcome": "copied"}, {"key": "older", "outcome": "replaced"}]
-    ran = cli("copy", "memory://a", "memory://b", "--json")
+    ran = cli("copy", "memory://a", "memory://b", "--update", "--json")
     assert ran.code == planned.code == 1
     summary = ran.json
     assert {name: summary[name] for name in ("copied", "replaced", "equal", "kept", "gone", "failed")} == {
@@ -555,7 +557,7 @@ class Plain:
 
 
 def copied(source, target, **options):
-    return asyncio.run(copy_entry(source, target, "k", **{"dry_run": False, "overwrite": False, **options}))
+    return asyncio.run(copy_entry(source, target, "k", **{"dry_run": False, "replaced": "none", **options}))
 
 
 def test_copy_works_without_compare_and_swap():
@@ -563,7 +565,7 @@ def test_copy_works_without_compare_and_swap():
     assert copied(Plain(k="x"), target) == ("copied", 1)
     assert copied(Plain(k="x"), target) == ("equal", 0)
     assert copied(Plain(k="y"), target) == ("kept", 0)
-    assert copied(Plain(k="y"), target, overwrite=True) == ("replaced", 1)
+    assert copied(Plain(k="y"), target, replaced="all") == ("replaced", 1)
     assert copied(Plain(), target) == ("gone", 0)
     assert target.entries == {"k": "y"}
 
@@ -589,14 +591,35 @@ def test_a_conflict_while_copying_looks_again():
         (checkpoint("a", "b", "c", "d"), "kept", checkpoint("a", "b", "c", "d")),
     ):
         target = Contested(meanwhile)
-        assert copied(Plain(k=newest), target)[0] == outcome
+        assert copied(Plain(k=newest), target, replaced="earlier")[0] == outcome
         assert asyncio.run(target.load("k")) == left
+
+
+class Worked(MemoryCheckpointStore):
+    """A worker takes up what was saved before it is read back: ``goes_on`` to a text, or completes and deletes it."""
+
+    def __init__(self, goes_on):
+        super().__init__()
+        self.goes_on = goes_on
+
+    async def save_if(self, key, json, *, expected):
+        version = await super().save_if(key, json, expected=expected)
+        await (self.save(key, self.goes_on) if self.goes_on else self.delete(key))
+        return version
+
+
+@pytest.mark.parametrize("goes_on", [None, checkpoint("a", "b", "c")])
+@pytest.mark.parametrize("replaced", ["none", "earlier", "all"])
+def test_what_a_worker_has_made_of_a_copy_before_it_is_read_back_is_left_to_it(goes_on, replaced):
+    target = Worked(goes_on)
+    assert copied(Plain(k=checkpoint("a", "b")), target, replaced=replaced)[0] == "copied"
+    assert asyncio.run(target.load("k")) == goes_on
 
 
 def test_an_entry_that_others_change_all_the_time_is_given_up():
     with pytest.raises(StoreConflictError, match="10 times"):
         copied(
-            Plain(k=checkpoint("a", "b")), Contested(*(checkpoint("a", n=n) for n in range(10)), "x"), overwrite=True
+            Plain(k=checkpoint("a", "b")), Contested(*(checkpoint("a", n=n) for n in range(10)), "x"), replaced="all"
         )
 
 
@@ -633,7 +656,7 @@ def test_a_corrupted_entry_of_the_destination_is_replaced_only_when_told():
     target = Corrupted()
     with pytest.raises(StoreCorruptedError, match="rotten"):
         copied(Plain(k="x"), target)
-    assert copied(Plain(k="x"), target, overwrite=True) == ("replaced", 1)
+    assert copied(Plain(k="x"), target, replaced="all") == ("replaced", 1)
 
 
 def test_errors_of_single_entries_are_told_and_the_rest_goes_on(cli, monkeypatch):
@@ -788,6 +811,42 @@ def test_operations_in_flight_take_turns_even_in_a_store_that_never_waits():
 def test_percentiles_are_by_nearest_rank():
     assert [measure.percentile(range(1, 101), p) for p in (50, 99, 100)] == [50, 99, 100]
     assert measure.percentile([7], 99) == 7
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["get", "k", "redis://user:s3cret@host", "--store", "memory://a"],
+        ["copy", "memory://a", "memory://b", "redis://:s3cret@host"],
+        ["redis://:s3cret@host", "ls"],
+    ],
+)
+def test_the_password_of_a_url_in_the_wrong_place_is_not_repeated(cli, arguments):
+    ran = cli(*arguments)
+    assert ran.code == 2
+    assert "s3cret" not in ran.err + ran.out
+    assert "redis://***@host" in " ".join(ran.err.split())
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "code"),
+    [("[NaN]", "[NaN]", 0), ("[1e400]", "[1e999]", 1), ("[NaN]", "[1]", 1), ("[1e1]", "[10.0]", 0)],
+)
+def test_numbers_that_json_does_not_have_are_compared_as_they_are_written(on_a, one, other, code):
+    fill("a", {"one": one, "other": other})
+    ran = on_a("diff", "one", "other", "--json")
+    assert ran.code == code
+    assert ran.json["equal"] is (code == 0)
+
+
+def test_an_empty_store_is_not_the_same_store(on_a):
+    fill("a", {"k": "x"})
+    assert on_a("diff", "k", "k", "--with-store", "").code == 2
+
+
+def test_only_plain_keys_are_offered_to_a_shell():
+    evil = ["a;touch${IFS}x", "$(x)", "`x`", "a b", "a'b", 'a"b', "a\\b", "a|b", "a&b", "a>b", "*", "é", "~a", "#a"]
+    assert list(complete._plain([*evil, "run:7/a_b-c.d@e%f=g,h+i"])) == ["run:7/a_b-c.d@e%f=g,h+i"]
 
 
 # what all have in common

@@ -68,6 +68,8 @@ class BlockingStore:
         self._store = opened()
         # Of the processes that this one was forked from: what they hold is not this one's to close.
         self._inherited: list[ClosableStore] = []
+        # Before any handler of the caller's that uses this store when the process ends, for such run in reverse.
+        _watch_process()
 
     def save(self, key: str, json: str) -> None:
         """Put ``json`` under ``key``, replacing what is there atomically; see ``CheckpointStore.save``."""
@@ -131,14 +133,14 @@ class BlockingStore:
         return store
 
     def _listed(self, keys: AsyncIterator[str]) -> Iterator[str]:
+        listing = _Listing(keys)
         try:
-            while page := _run(_page(keys)):
+            while page := _run(listing.page()):
                 for key in page:
                     yield key
                     self._mine()
         finally:
-            if isinstance(keys, AsyncGenerator):
-                _run(keys.aclose())
+            _run(listing.close())
 
 
 class Checkpoint:
@@ -241,13 +243,30 @@ def _begin_anew() -> None:
     _lock = threading.Lock()
 
 
-async def _page(keys: AsyncIterator[str]) -> list[str]:
-    page: list[str] = []
-    async for key in keys:
-        page.append(key)
-        if len(page) == _PAGE:
-            break
-    return page
+class _Listing:
+    """A listing on the background event loop, and the task that fetches a page of it."""
+
+    def __init__(self, keys: AsyncIterator[str]) -> None:
+        self._keys = keys
+        self._fetching: asyncio.Task[Any] | None = None
+
+    async def page(self) -> list[str]:
+        """Return the next keys, none at the end."""
+        self._fetching = asyncio.current_task()
+        page: list[str] = []
+        async for key in self._keys:
+            page.append(key)
+            if len(page) == _PAGE:
+                break
+        return page
+
+    async def close(self) -> None:
+        """End it."""
+        # A call that was interrupted is cancelled, and may not have ended yet.
+        if self._fetching is not None and not self._fetching.done():
+            await asyncio.wait({self._fetching})
+        if isinstance(self._keys, AsyncGenerator):
+            await self._keys.aclose()
 
 
 def _lacks(store: object, what: str) -> StoreError:

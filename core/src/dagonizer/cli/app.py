@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec
+from typing import Annotated, Any, NoReturn, ParamSpec, cast
 
 import typer
+from typer.core import TyperGroup
 
 from dagonizer.cli import checkpoints, entries, measure, transfer
 from dagonizer.cli.complete import complete_key, complete_url
@@ -30,9 +32,27 @@ _EXIT_CODES = (
     "were kept, findings; 2 wrong use; 3 the store failed, or holds what it should not; 130 interrupted."
 )
 
+# What typer raises for wrong use; the class is click's, or that of typer's own copy of it.
+_WrongUse = cast("type[Exception]", typer.BadParameter.__base__)
+_CREDENTIALS = re.compile(r"://[^/?#\s]*@")
+
+
+class _Commands(TyperGroup):
+    """The commands, which do not repeat the password of a URL that stands in the wrong place."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as above
+        try:
+            return super().invoke(ctx)
+        except _WrongUse as exc:
+            told: Any = exc
+            told.message = _CREDENTIALS.sub("://***@", told.message)
+            raise
+
+
 # The pretty exceptions of typer print local variables, and with them store URLs and their passwords.
 app = typer.Typer(
     name="dagonizer",
+    cls=_Commands,
     help=_HELP,
     epilog=_EXIT_CODES,
     no_args_is_help=True,
@@ -185,7 +205,7 @@ def diff(
     as_json: _AsJson = False,
 ) -> None:
     """Compare two entries as JSON: each path at which they differ, with both values."""
-    _finish(checkpoints.diff_entries, store, key, with_store or store, other, as_json=as_json)
+    _finish(checkpoints.diff_entries, store, key, store if with_store is None else with_store, other, as_json=as_json)
 
 
 @app.command()
@@ -211,15 +231,19 @@ def copy(
     prefix: _Prefix = "",
     jobs: _Jobs = 16,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Write nothing, tell what would be.")] = False,
+    update: Annotated[
+        bool, typer.Option("--update", "-u", help="Replace checkpoints of the same DAG that have executed fewer nodes.")
+    ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace also what the destination has otherwise.")
+        bool, typer.Option("--overwrite", help="Replace whatever the destination has otherwise.")
     ] = False,
     as_json: _AsJson = False,
 ) -> None:
     """Copy entries to another store, and read each back.
 
-    What the destination has already is skipped: to go on after an interruption, say the same again. Its earlier
-    checkpoint of the same run is replaced. Any other different entry is kept, and the exit code is 1.
+    What the destination has already is skipped: to go on after an interruption, say the same again. What it has
+    otherwise is kept, and the exit code is 1. --update is for runs that have gone on since an earlier copy: it replaces
+    a checkpoint of the same DAG if the other has executed the same nodes and more. It cannot tell one run from another.
     """
     _finish(
         transfer.copy_entries,
@@ -228,7 +252,7 @@ def copy(
         prefix,
         jobs=jobs,
         dry_run=dry_run,
-        overwrite=overwrite,
+        replaced="all" if overwrite else "earlier" if update else "none",
         as_json=as_json,
     )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import os.path
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.text import Text
 from rich.tree import Tree
@@ -63,12 +64,12 @@ def show_checkpoint(url: str, key: str, *, everything: bool, mermaid: bool, as_j
 def validate_documents(url: str | None, names: Sequence[str], *, as_json: bool) -> int:
     """Print everything that is wrong with each file, stdin for ``-``, or entry that ``names`` name."""
     # Files first: stdin is read without a running loop, so that it can be interrupted.
+    names = list(dict.fromkeys(names))
     files = {name: _file_issues(name) for name in names if _is_file(name)}
-    keys = [name for name in dict.fromkeys(names) if name not in files]
+    keys = [name for name in names if name not in files]
     if keys and url is None:
         raise UsageError(f"{shown(keys[0])} is not a file; to validate an entry, name its store by --store")
     found = {**files, **(asyncio.run(_entry_issues(url, keys)) if keys and url is not None else {})}
-    names = list(dict.fromkeys(names))
     if as_json:
         documents = [
             {
@@ -101,7 +102,7 @@ def diff_entries(url: str, key: str, other_url: str, other_key: str, *, as_json:
             print(json.dumps({"equal": False, "absent": absent, "differences": []}))
         return NO
     try:
-        differences = list(find_differences(json.loads(left), json.loads(right)))
+        differences = list(find_differences(_parsed(left), _parsed(right)))
     except (ValueError, RecursionError):
         # What is not JSON differs as text.
         differences = [] if left == right else [("$", left, right)]
@@ -114,6 +115,20 @@ def diff_entries(url: str, key: str, other_url: str, other_key: str, *, as_json:
         if other is not _MISSING:
             print(f"+ {_value_line(path, other)}")
     return NO if differences else YES
+
+
+def _parsed(text: str) -> Any:  # noqa: ANN401 - JSON
+    """Return what ``text`` says; numbers that no float is are no JSON here."""
+    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _refuse(digits)
 
 
 def watch_entry(url: str, key: str, *, interval: float, count: int | None, as_json: bool) -> int:

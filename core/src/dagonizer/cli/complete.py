@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING
 
 import typer  # noqa: TC002 - typer reads annotations when it runs
@@ -17,6 +18,7 @@ from dagonizer.registry import installed_schemes
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_PLAIN = re.compile(r"[\w./@%+=:,-]+", re.ASCII)
 _MOST_KEYS = 50
 _SECONDS = 2.0
 
@@ -48,4 +50,5 @@ async def _collect(url: str, prefix: str, keys: list[str]) -> None:
 
 
 def _plain(keys: Iterable[str]) -> Iterable[str]:
-    return (key for key in keys if key.isprintable() and " " not in key)
+    # A shell takes them for what they are; whoever may write to the store must not write commands for its readers.
+    return filter(_PLAIN.fullmatch, keys)

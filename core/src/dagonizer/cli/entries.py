@@ -177,8 +177,11 @@ async def _list_entries(url: str, prefix: str, *, long: bool, null: bool, as_jso
                 if as_json:
                     print(separator + json.dumps(row), end="")
                     separator = ",\n"
+                elif isinstance(row, str) and null:
+                    # Bytes, for the encoding of stdout is not the keys'.
+                    sys.stdout.buffer.write(row.encode() + b"\0")
                 elif isinstance(row, str):
-                    print(row if null else shown(row), end="\0" if null else "\n")
+                    print(shown(row))
                 else:
                     print(_long_line(row))
                 corrupted = corrupted or (isinstance(row, dict) and row["error"] is not None)
@@ -232,8 +235,8 @@ async def _remove(url: str, keys: Sequence[str]) -> list[str]:
     absent: list[str] = []
 
     async def remove(store: CheckpointStore, key: str) -> None:
-        # A corrupted entry is one too.
-        with contextlib.suppress(StoreCorruptedError):
+        # One that cannot be read is one too.
+        with contextlib.suppress(StoreCorruptedError, StoreLimitError):
             if await store.load(key) is None:
                 absent.append(key)
                 return

@@ -78,7 +78,11 @@ def percentile(sorted_values: Sequence[float], percent: int) -> float:
 @contextlib.contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl-C does, so that what it has to clean up is cleaned up."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

@@ -43,6 +43,9 @@ _TRIES = 10
 Copied = Literal["copied", "replaced", "equal", "kept", "gone"]
 """What became of an entry: ``gone`` was deleted from the source after it was listed."""
 
+Replaced = Literal["none", "earlier", "all"]
+"""Which entries of the target are replaced that differ: those that ``is_earlier`` is true of, or all."""
+
 Compared = Literal["equal", "missing", "different", "extra", "gone"]
 
 
@@ -70,16 +73,15 @@ class _Found:
 
 
 def copy_entries(
-    source_url: str, target_url: str, prefix: str, *, jobs: int, dry_run: bool, overwrite: bool, as_json: bool
+    source_url: str, target_url: str, prefix: str, *, jobs: int, dry_run: bool, replaced: Replaced, as_json: bool
 ) -> int:
     """Copy the entries whose keys start with ``prefix``, ``jobs`` at a time, and print what became of them.
 
-    An entry of the target that is neither equal nor an earlier checkpoint of the same run is kept, unless
-    ``overwrite``.
+    ``replaced`` says which different entries of the target are.
     """
     tally, error = CopyTally(), None
     try:
-        asyncio.run(_copy_all(source_url, target_url, prefix, jobs, tally, dry_run=dry_run, overwrite=overwrite))
+        asyncio.run(_copy_all(source_url, target_url, prefix, jobs, tally, dry_run=dry_run, replaced=replaced))
     except StoreError as exc:
         # What was done until then is told too.
         error = exc
@@ -135,7 +137,10 @@ def verify_entries(source_url: str, target_url: str, prefix: str, *, jobs: int, 
 
 
 def is_earlier(text: str, other: str) -> bool:
-    """Tell whether ``text`` is an earlier checkpoint of the run of ``other``: it has executed fewer of the same."""
+    """Tell whether ``text`` may be an earlier checkpoint of the run of ``other``: it has executed fewer of the same.
+
+    Another run of the same DAG looks the same, as a checkpoint does not tell which run it is of.
+    """
     try:
         one, following = decode(text), decode(other)
     except ValidationError:
@@ -149,7 +154,7 @@ def is_earlier(text: str, other: str) -> bool:
 
 
 async def copy_entry(
-    source: CheckpointStore, target: CheckpointStore, key: str, *, dry_run: bool, overwrite: bool
+    source: CheckpointStore, target: CheckpointStore, key: str, *, dry_run: bool, replaced: Replaced
 ) -> tuple[Copied, int]:
     """Copy one entry, read it back, and return what became of it with the bytes that were written.
 
@@ -160,16 +165,21 @@ async def copy_entry(
         text = await source.load(key)
         if text is None:
             return "gone", 0
-        found = await _look(target, key, overwrite=overwrite)
+        found = await _look(target, key, overwrite=replaced == "all")
         if found.text == text:
             return "equal", 0
         absent = found.text is None and not found.corrupted
-        if not absent and not overwrite and (found.text is None or not is_earlier(found.text, text)):
+        if not absent and not _is_replaced(found, text, replaced):
             return "kept", 0
         outcome: Copied = "copied" if absent else "replaced"
         if dry_run or await _written(target, key, text, found):
             return outcome, len(text.encode())
     raise StoreConflictError(f"others changed it {_TRIES} times while it was copied; it is as they left it")
+
+
+def _is_replaced(found: _Found, text: str, replaced: Replaced) -> bool:
+    earlier = found.text is not None and is_earlier(found.text, text)
+    return replaced == "all" or (replaced == "earlier" and earlier)
 
 
 async def _look(target: CheckpointStore, key: str, *, overwrite: bool) -> _Found:
@@ -185,31 +195,34 @@ async def _look(target: CheckpointStore, key: str, *, overwrite: bool) -> _Found
 
 
 async def _written(target: CheckpointStore, key: str, text: str, found: _Found) -> bool:
-    """Save ``text`` and read it back; return False if the entry is not as it was found, or has been changed since."""
+    """Save ``text`` and read it back; return False if the entry is not as it was found.
+
+    What others have made of it since it was saved is theirs.
+    """
     if not isinstance(target, SupportsCompareAndSwap) or found.corrupted:
         await target.save(key, text)
-        back, ours = await target.load(key), True
+        altered = await target.load(key) != text
     else:
         try:
             version = await target.save_if(key, text, expected=found.version)
         except StoreConflictError:
             return False
         entry = await target.load_versioned(key)
-        back, ours = (None, False) if entry is None else (entry.json, entry.version == version)
-    if back != text and ours:
+        altered = entry is not None and entry.version == version and entry.json != text
+    if altered:
         raise StoreCorruptedError("what was read back is not what was saved")
-    return back == text
+    return True
 
 
 async def _copy_all(
-    source_url: str, target_url: str, prefix: str, jobs: int, tally: CopyTally, *, dry_run: bool, overwrite: bool
+    source_url: str, target_url: str, prefix: str, jobs: int, tally: CopyTally, *, dry_run: bool, replaced: Replaced
 ) -> None:
     started = time.monotonic()
 
     async def copy(key: str) -> None:
         size = 0
         try:
-            outcome, size = await copy_entry(source, target, key, dry_run=dry_run, overwrite=overwrite)
+            outcome, size = await copy_entry(source, target, key, dry_run=dry_run, replaced=replaced)
         except (*_ENTRY_ERRORS, StoreConflictError) as exc:
             tally.failures.append((key, str(exc)))
             progress.note(f"failed: {shown(key)}: {exc}")
@@ -246,7 +259,7 @@ def _say_copied(tally: CopyTally, *, dry_run: bool) -> None:
         + ("" if dry_run else f" in {tally.seconds:.1f} s, {rate}/s")
     )
     if tally.kept:
-        say(f"{counted(len(tally.kept))} kept: --overwrite replaces what the destination has")
+        say(f"{counted(len(tally.kept))} kept: --update replaces earlier checkpoints, --overwrite all that differs")
 
 
 async def _verify_all(

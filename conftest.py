@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,11 @@ if TYPE_CHECKING:
     import pytest
 
 pytest_plugins = ["dagonizer_test_servers.plugin"]
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C work, in what the tests start as well: a shell has what it starts in the background ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

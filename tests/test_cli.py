@@ -197,7 +197,9 @@ def test_ctrl_c_at_the_question_deletes_nothing(urls):
     ) as ran:
         question = b""
         while not question.endswith(b"[y/N] "):
-            question += ran.stderr.read(1)
+            said = ran.stderr.read(1)
+            assert said, f"it has ended with {question!r}"
+            question += said
         assert question.startswith(b"delete 1 entry of file://")
         ran.send_signal(signal.SIGINT)
         assert ran.wait() == 130

@@ -13,9 +13,7 @@ from faults.report import Row
 from dagonizer_test_servers.redis import Valkey
 
 CLIENTS = 8
-# The stores' own default. A shorter one would also end saves that a server has received and is slow to carry out, and S3
-# may carry out later what nobody waits for any more.
-TIMEOUT = 30
+TIMEOUT = 5
 # A process that shares the machine with the others may be told late that the time is over.
 NOISE = 3
 

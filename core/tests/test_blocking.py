@@ -15,14 +15,18 @@ import pytest
 import dagonizer
 from dagonizer import (
     CheckpointData,
+    Dagonizer,
     InvalidKeyError,
     MemoryCheckpointStore,
+    NodeStateBase,
     StoreClosedError,
     StoreConflictError,
     StoreError,
     StoreURLError,
     ValidationError,
     blocking,
+    durable,
+    node,
 )
 from dagonizer.blocking import BlockingStore, Checkpoint, open_store
 
@@ -181,6 +185,46 @@ def test_a_call_from_its_own_event_loop_is_refused_for_it_would_never_end(store)
         BlockingStore(Nested).load("k")
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_call_that_is_interrupted_before_it_waits_is_cancelled(monkeypatch, begun):
+    entered, cancelled = threading.Event(), threading.Event()
+
+    class Endless(Bare):
+        async def save(self, key, json):
+            entered.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+
+    submit = asyncio.run_coroutine_threadsafe
+
+    def submit_and_be_interrupted(work, loop):
+        if begun:
+            submit(work, loop)
+            assert entered.wait(30)
+        else:
+            # In one turn of the event loop, so that it is given up before it has begun.
+            turn = threading.Event()
+            loop.call_soon_threadsafe(turn.wait)
+            submit(work, loop)
+            loop_is_free.append(turn)
+        raise KeyboardInterrupt
+
+    loop_is_free = []
+    store = BlockingStore(Endless)
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", submit_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.save("k", "")
+    monkeypatch.undo()
+    for turn in loop_is_free:
+        turn.set()
+    # Whatever was to be done before it is done.
+    store.load("k")
+    assert cancelled.wait(30) if begun else not entered.is_set()
+
+
 def test_an_interrupted_call_is_cancelled():
     program = textwrap.dedent("""
         import asyncio, threading
@@ -251,13 +295,47 @@ def test_a_store_can_be_used_and_closed_when_the_process_ends():
 
 
 def test_the_process_ends_although_nobody_has_closed_the_store():
-    program = (
-        "from dagonizer.blocking import open_store; s = open_store('memory://x'); s.save('k', 'v'); print(s.load('k'))"
-    )
+    program = textwrap.dedent("""
+        import asyncio
+        from dagonizer import MemoryCheckpointStore
+        from dagonizer.blocking import BlockingStore
+
+        class Threaded(MemoryCheckpointStore):
+            # In the executor of the event loop, as many a store does.
+            async def load(self, key):
+                return await asyncio.to_thread(asyncio.run, super().load(key))
+
+        store = BlockingStore(Threaded)
+        store.save("k", "v")
+        print(store.load("k"))
+    """)
     ran = subprocess.run(
         [sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
     assert (ran.stdout, ran.stderr) == ("v\n", "")
+
+
+def test_what_waits_when_the_process_ends_is_cancelled():
+    program = textwrap.dedent("""
+        import asyncio, threading
+        from dagonizer import MemoryCheckpointStore
+        from dagonizer.blocking import BlockingStore
+
+        entered = threading.Event()
+
+        class Waiting(MemoryCheckpointStore):
+            async def load(self, key):
+                entered.set()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    print("ended", flush=True)
+
+        threading.Thread(target=BlockingStore(Waiting).load, args=("k",), daemon=True).start()
+        entered.wait()
+    """)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout == "ended\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
@@ -309,3 +387,31 @@ def test_importing_starts_no_thread():
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout == "1\n"
     assert blocking.__all__ == ["BlockingStore", "Checkpoint", "open_store"]
+
+
+def test_a_script_runs_a_dag_as_the_docstring_says_and_reads_its_checkpoint_without_await():
+    dispatcher = Dagonizer()
+
+    @node()
+    async def work(state, context):
+        # Not the event loop of the blocking stores, so a node may use one.
+        with open_store("memory://blocking") as store:
+            assert Checkpoint.recall(store, "run-1", dict).cursor == "work"
+        state.set_metadata("worked", True)
+
+    dispatcher.register_node(work)
+    only = {"type": "single", "name": "work", "node": "work", "outputs": {"success": None}}
+    dispatcher.register_dag({"name": "dag", "version": "1", "entrypoint": "work", "nodes": [only]})
+    _, example = blocking.__doc__.split("loop of its own::\n")
+    example = textwrap.dedent(example).replace("redis://localhost", "memory://blocking")
+    names = {
+        "asyncio": asyncio,
+        "dagonizer": dagonizer,
+        "durable": durable,
+        "dispatcher": dispatcher,
+        "State": NodeStateBase,
+    }
+    exec(example, names)
+    assert names["result"].state.get_metadata("worked") is True
+    with open_store("memory://blocking") as store:
+        assert list(store.list_keys()) == []

@@ -75,6 +75,15 @@ def dagonizer_open_store(url):
 def dagonizer_describe_store():
     return StoreDescription(("testing",), "one file per key", (Parameter("fsync", bool, True, "wait for the disk"),))
 """
+UNDESCRIBED = """
+from dagonizer.hookspecs import hookimpl
+from testing_store import TestingStore
+
+
+@hookimpl
+def dagonizer_open_store(url):
+    return TestingStore(url)
+"""
 ENTRY_POINTS = """
 [dagonizer.stores]
 testing = testing_store
@@ -82,6 +91,7 @@ refusing = testing_store
 forgetful = testing_store
 crashing = testing_store
 broken = no_such_module
+undescribed = undescribed_store
 """
 
 
@@ -89,6 +99,7 @@ broken = no_such_module
 def installed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("installed")
     (folder / "testing_store.py").write_text(PLUGIN)
+    (folder / "undescribed_store.py").write_text(UNDESCRIBED)
     info = folder / "testing_store-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: testing-store\nVersion: 1.0\n")
@@ -298,6 +309,9 @@ def test_stores(dagonizer):
         assert text in done.stdout
     assert "cannot be loaded" in done.stdout
     assert "no_such_module" in done.stdout
+    # A plugin need not describe itself.
+    [row] = [line.split("│")[1:-1] for line in done.stdout.splitlines() if "undescribed" in line]
+    assert [cell.strip() for cell in row] == ["undescribed:", "", "testing-store"]
 
 
 def test_stores_as_json(dagonizer):
@@ -311,6 +325,8 @@ def test_stores_as_json(dagonizer):
         "parameters": [{"name": "fsync", "type": "true or false", "default": True, "description": "wait for the disk"}],
         "error": None,
     }
+    undescribed = {"scheme": "undescribed", "distribution": "testing-store", "summary": None, "parameters": []}
+    assert listed["undescribed"] == {**undescribed, "error": None}
     assert listed["broken"]["summary"] is None
     assert "no_such_module" in listed["broken"]["error"]
 

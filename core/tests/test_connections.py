@@ -8,11 +8,12 @@ import select
 import threading
 import weakref
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 
 import pytest
 
-from dagonizer.connections import Connections, is_stale, reset
+from dagonizer.connections import Connections, in_thread, is_stale, reset
 from dagonizer.errors import StoreClosedError
 
 
@@ -425,6 +426,137 @@ async def test_a_write_whose_task_is_cancelled_cancels_its_caller_and_nobody_wai
         assert writing.cancelled() == (turns < 2)
     async with asyncio.timeout(5):
         await connections.aclose()
+
+
+async def test_a_function_in_a_thread_gets_arguments_and_context_and_returns_or_raises():
+    variable: ContextVar[str] = ContextVar("variable")
+    variable.set("of the caller")
+
+    def function(*args: int, **kwargs: int) -> tuple[object, ...]:
+        return args, kwargs, variable.get(), threading.current_thread() is threading.main_thread()
+
+    assert await in_thread(function, 1, 2, three=3) == ((1, 2), {"three": 3}, "of the caller", False)
+    with pytest.raises(ValueError, match="invalid literal"):
+        await in_thread(int, "one")
+
+
+class Slow:
+    """A function that begins, and ends when it is let through."""
+
+    def __init__(self, error: type[Exception] | None = None) -> None:
+        self.begun, self.leave, self.ended = threading.Event(), threading.Event(), threading.Event()
+        self.error = error
+
+    def __call__(self) -> None:
+        self.begun.set()
+        assert self.leave.wait(10)
+        self.ended.set()
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_a_function_in_a_thread_is_waited_for_however_often_its_caller_is_cancelled(times):
+    slow = Slow()
+    task = asyncio.create_task(in_thread(slow))
+    await asyncio.to_thread(slow.begun.wait)
+    for time in range(times):
+        task.cancel(f"for the {time}th time")
+        # Until it has had its turn, and more.
+        await asyncio.wait({task}, timeout=0.01)
+        assert not task.done()
+    slow.leave.set()
+    with pytest.raises(asyncio.CancelledError, match="for the 0th time"):
+        await task
+    assert slow.ended.is_set()
+
+
+async def test_a_function_in_a_thread_that_fails_after_the_cancellation_leaves_no_complaint():
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+    slow = Slow(ValueError)
+    task = asyncio.create_task(in_thread(slow))
+    await asyncio.to_thread(slow.begun.wait)
+    task.cancel()
+    await asyncio.wait({task}, timeout=0.01)
+    slow.leave.set()
+    # Not by pytest.raises, which keeps what was raised.
+    with suppress(asyncio.CancelledError):
+        await task
+    del task
+    await asyncio.sleep(0)
+    gc.collect()
+    assert complaints == []
+
+
+def test_a_function_in_a_thread_is_waited_for_when_the_event_loop_ends():
+    slow = Slow()
+    ended_before: list[bool] = []
+
+    async def use() -> None:
+        try:
+            await in_thread(slow)
+        finally:
+            ended_before.append(slow.ended.is_set())
+
+    async def leave() -> None:
+        using.append(asyncio.create_task(use()))
+        await asyncio.to_thread(slow.begun.wait)
+        # After asyncio.run has cancelled what is left.
+        asyncio.get_running_loop().call_later(0.1, slow.leave.set)
+
+    using: list[asyncio.Task[None]] = []
+    asyncio.run(leave())
+    assert ended_before == [True]
+
+
+async def test_a_write_in_a_thread_that_takes_too_long_does_not_come_after_the_next():
+    connections = Server().connections(timeout=0.2)
+    slow = Slow()
+    done: list[str] = []
+
+    def write(name: str) -> None:
+        if name == "first":
+            slow()
+        done.append(name)
+
+    def writing(name: str) -> asyncio.Task[None]:
+        return asyncio.create_task(connections.write("key", lambda _connection: in_thread(write, name)))
+
+    first = writing("first")
+    await asyncio.to_thread(slow.begun.wait)
+    # Without the thread it would be over now.
+    await asyncio.wait({first}, timeout=0.4)
+    assert not first.done()
+    slow.leave.set()
+    with pytest.raises(TimeoutError):
+        await first
+    await writing("second")
+    assert done == ["first", "second"]
+    await connections.aclose()
+
+
+async def test_a_function_in_a_thread_that_has_failed_is_gone_with_its_error():
+    class Used:
+        pass
+
+    def fail(used: Used) -> None:
+        raise ConnectionResetError(used)
+
+    used = Used()
+    uses = weakref.WeakSet([used])
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(ConnectionResetError):
+            await in_thread(fail, used)
+        del used
+        # The thread has it until it waits for the next, and the event loop as in the test above.
+        await in_thread(int)
+        await asyncio.sleep(0)
+        assert not uses
+    finally:
+        gc.enable()
 
 
 class Acceptor:

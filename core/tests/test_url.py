@@ -74,6 +74,9 @@ SECRET = "hunter2-s3cr3t"
         f"x://u:%ff{SECRET}@h",
         f"x://h?a={SECRET}&{SECRET}",
         f"x://:80/{SECRET}@h",
+        f"x:u:{SECRET}@h?a=1",
+        f"x:/u:{SECRET}@h/db",
+        f"x:///:a/{SECRET}@h",
         f"{SECRET}",
     ],
 )
@@ -90,6 +93,11 @@ def test_no_secret_is_in_a_repr_or_an_error(text):
             error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     assert shown
     assert all(SECRET not in text for text in shown)
+
+
+@pytest.mark.parametrize("text", ["file:///var/12:30/me@host", "file:me@host", "x://h/12:30%40/me", "x:12:30"])
+def test_a_path_that_is_one_is_shown(text):
+    assert str(StoreURL.parse(text)) == text.replace("%40", "@")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """The stores and the codec without ``await``, for scripts, threads and frameworks that have no event loop.
 
-::
-
     from dagonizer.blocking import Checkpoint, open_store
 
     with open_store("redis://localhost") as store:
@@ -9,6 +7,15 @@
 
 Everything runs on one event loop in a thread of its own, which the first call starts and which ends with the process.
 Any number of threads may share a store. So may a process and those that it forks: each opens the store anew.
+
+``durable.run`` has no form here: its nodes are coroutines, and one that computes for a while would hold up the stores
+of all threads. A script gives a run an event loop of its own::
+
+    async def main():
+        async with dagonizer.open_store("redis://localhost") as store:
+            return await durable.run(dispatcher, "dag", State, store=store, key="run-1", restore_state=State.restore)
+
+    result = asyncio.run(main())
 """
 
 from __future__ import annotations
@@ -19,7 +26,8 @@ import functools
 import os
 import threading
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dagonizer import registry
 from dagonizer.checkpoint import Checkpoint as _Checkpoint
@@ -172,15 +180,25 @@ class _Background:
 
     def __init__(self) -> None:
         self._ready = threading.Event()
-        self.thread = threading.Thread(target=asyncio.run, args=(self._serve(),), name="dagonizer", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="dagonizer", daemon=True)
         self.thread.start()
         self._ready.wait()
+
+    def _run(self) -> None:
+        # asyncio.run would wait for the executor's threads in one that it starts, which Python 3.12 refuses as it ends.
+        with closing(asyncio.new_event_loop()) as loop:
+            loop.run_until_complete(self._serve())
 
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._ready.set()
         await self._stop.wait()
+        if left := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left)
+        await self.loop.shutdown_asyncgens()
 
     def stop(self) -> None:
         """End it, once what it does at the moment is done."""
@@ -198,20 +216,46 @@ _process = _Process()
 _lock = threading.Lock()
 
 
+class _Call(Generic[T]):
+    """Work on the background event loop that can be given up from the moment it is submitted."""
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self._work = work
+        self._task: asyncio.Task[Any] | None = None
+        self._given_up = False
+
+    async def run(self) -> T:
+        self._task = asyncio.current_task()
+        if self._given_up:
+            self._work.close()
+            raise asyncio.CancelledError
+        try:
+            return await self._work
+        finally:
+            # It would refer to itself by what it raises.
+            self._task = None
+
+    def give_up(self) -> None:
+        self._given_up = True
+        if self._task is not None:
+            self._task.cancel()
+
+
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Return what ``work`` returns on the background event loop."""
     background = _started()
     if threading.current_thread() is background.thread:
         work.close()
         raise RuntimeError("a blocking store was called on its own event loop, which would wait for itself; use await")
-    done = asyncio.run_coroutine_threadsafe(work, background.loop)
+    call = _Call(work)
     try:
-        return done.result()
-    finally:
-        # Does nothing unless the wait was interrupted.
-        done.cancel()
-        # What was raised would refer to itself by its traceback.
-        del done
+        return asyncio.run_coroutine_threadsafe(call.run(), background.loop).result()
+    except BaseException:
+        # Does nothing unless it was interrupted: while it waited, or before it came to that. A loop that is closed has
+        # cancelled everything.
+        with suppress(RuntimeError):
+            background.loop.call_soon_threadsafe(call.give_up)
+        raise
 
 
 def _started() -> _Background:

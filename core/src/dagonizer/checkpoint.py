@@ -41,7 +41,11 @@ class RunResult(Protocol):
 
 
 class RecalledCheckpoint(msgspec.Struct, Generic[S], frozen=True):
-    """What ``Dagonizer.resume`` needs: the restored state, where to go on, and what has happened before."""
+    """What ``Dagonizer.resume`` needs to go on.
+
+    ``state`` is what ``restore_state`` has returned, ``dag_name`` the DAG, ``cursor`` the name of the node to run next.
+    ``executed_nodes`` and ``skipped_nodes`` are names of nodes, in the order in which it happened.
+    """
 
     state: S
     dag_name: str
@@ -51,7 +55,7 @@ class RecalledCheckpoint(msgspec.Struct, Generic[S], frozen=True):
 
 
 class Checkpoint:
-    """The codec, and its composition with a store."""
+    """The codec, and its composition with a store. All methods are static."""
 
     @staticmethod
     def from_result(dag_name: str, result: RunResult) -> CheckpointData:

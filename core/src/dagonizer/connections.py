@@ -12,8 +12,9 @@ import select
 import socket
 import struct
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 from dagonizer.errors import StoreClosedError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 C = TypeVar("C")
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _NO_ORDER: AbstractAsyncContextManager[None] = nullcontext()
@@ -229,6 +231,38 @@ class _LoopConnection(Generic[C]):
                 self._entered = None
                 # To its end, although the caller may be cancelled: nobody else closes it.
                 await asyncio.shield(asyncio.ensure_future(context.__aexit__(None, None, None)))
+
+
+async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what ``function`` returns, in another thread, and do not end before it, however often this is cancelled.
+
+    A thread cannot be cancelled. ``asyncio.to_thread`` leaves it behind when it is, or when a timeout is over, and
+    what it writes then takes effect after what was saved since. Here the ``CancelledError`` waits for the thread. So
+    ``function`` should end by itself: give what it calls a timeout of its own. Raises what ``function`` raises.
+    """
+    context = copy_context()
+    # No task, which would be cancelled with all others when the event loop ends, and would leave the thread.
+    work = asyncio.get_running_loop().run_in_executor(None, partial(context.run, function, *args, **kwargs))
+    try:
+        await _end_of(work)
+        return work.result()
+    finally:
+        # As in Connections.write.
+        del work
+
+
+async def _end_of(work: asyncio.Future[T]) -> None:
+    """Wait until ``work`` is done. Whoever is cancelled meanwhile does not learn what it raises."""
+    try:
+        await asyncio.wait({work})
+    except asyncio.CancelledError:
+        while not work.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({work})
+        if not work.cancelled():
+            # Taken note of, or the event loop would complain of it.
+            work.exception()
+        raise
 
 
 def is_stale(transport: asyncio.BaseTransport | None) -> bool:

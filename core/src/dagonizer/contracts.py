@@ -40,7 +40,10 @@ class CheckpointStore(Protocol):
         ...
 
     async def delete(self, key: str) -> None:
-        """Remove the entry under ``key``. Without an entry this does nothing."""
+        """Remove the entry under ``key``. Without an entry this does nothing.
+
+        Returns once the backend has acknowledged, like ``save``; if it raises a ``StoreError`` the outcome is unknown.
+        """
         ...
 
 
@@ -51,13 +54,14 @@ class SupportsListing(Protocol):
     def list_keys(self, prefix: str = "") -> AsyncIterator[str]:
         """Yield every key that starts with ``prefix`` exactly once, in any order, fetched in pages.
 
-        ``prefix`` is literal text, never a pattern. Keys saved or deleted meanwhile may or may not be seen.
+        ``prefix`` is literal text, never a pattern. Keys saved or deleted meanwhile may or may not be seen. Raises
+        ``InvalidKeyError`` for a prefix that no key can have, or another ``StoreError``.
         """
         ...
 
 
 class VersionedJson(msgspec.Struct, frozen=True):
-    """A stored text, and the opaque version that identifies it for ``save_if``."""
+    """A stored text, and the opaque version that identifies it for ``save_if`` of the same store."""
 
     json: str
     version: str

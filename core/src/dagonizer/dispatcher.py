@@ -19,7 +19,10 @@ S_contra = TypeVar("S_contra", bound=NodeStateBase, contravariant=True)
 
 
 class NodeContext(msgspec.Struct, frozen=True):
-    """What a node may know of its run. ``signal`` is set when the run is asked to stop."""
+    """What a node may know of its run: the names of the DAG and of its place there.
+
+    ``signal`` is set when the run is asked to stop.
+    """
 
     dag_name: str
     node_name: str
@@ -72,7 +75,11 @@ def node(
 
 
 class ExecutionResult(msgspec.Struct, Generic[S], frozen=True):
-    """A run so far: its state, the node to run next (None when complete), and what has happened, in order."""
+    """A run so far.
+
+    ``state`` is the run's own, which later nodes change. ``cursor`` is the name of the node to run next, None once the
+    run is complete. ``executed_nodes`` and ``skipped_nodes`` are names of nodes, in the order in which it happened.
+    """
 
     state: S
     cursor: str | None

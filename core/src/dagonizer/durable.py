@@ -41,7 +41,8 @@ async def run(
 
     Where the store can compare-and-swap, a second worker on the same key raises ``StoreConflictError`` at its next
     checkpoint and changes nothing, however long it was suspended. Of workers that begin a run at the same time, all but
-    one raise it before they run a node; one that gets to its first save when the entry is gone begins a new run.
+    one raise it before they run a node; one that gets to its first save when the entry is gone begins a new run. Where
+    it cannot, two workers on one key overwrite each other's checkpoints unnoticed.
 
     Give each run a key of its own. The deletion alone is unconditional: a worker that is suspended just before it,
     until another run has begun under the key, deletes that run's checkpoint. And where a version is that of the text

@@ -1,21 +1,21 @@
 """Every exception that this project raises on purpose.
 
-DagonizerError
-├─ DAGError                 a DAG, a run or a lifecycle is used against its rules
-├─ EncodeError              a value cannot become JSON unchanged
-├─ ValidationError          a document is not a valid checkpoint; ``issues`` says why
-└─ StoreError
-   ├─ StoreURLError         (also ValueError) a store URL is wrong
-   ├─ UnknownSchemeError    no installed plugin opens the URL's scheme
-   ├─ DuplicateSchemeError  two distributions claim one scheme
-   ├─ InvalidKeyError       (also ValueError) a key that no store may accept
-   ├─ InvalidValueError     (also ValueError) a value that no store may accept
-   ├─ StoreUnavailableError the backend does not answer; trying again later may help
-   ├─ StoreAccessError      the backend refuses: credentials, permissions, read-only
-   ├─ StoreLimitError       a limit of the backend: size, quota, disk
-   ├─ StoreConflictError    a compare-and-swap lost
-   ├─ StoreCorruptedError   what is stored is not what was saved
-   └─ StoreClosedError      the store was closed
+    DagonizerError
+    ├─ DAGError                 a DAG, a run or a lifecycle is used against its rules
+    ├─ EncodeError              a value cannot become JSON unchanged
+    ├─ ValidationError          a document is not a valid checkpoint; ``issues`` says why
+    └─ StoreError
+       ├─ StoreURLError         (also ValueError) a store URL is wrong
+       ├─ UnknownSchemeError    no installed plugin opens the URL's scheme
+       ├─ DuplicateSchemeError  two distributions claim one scheme
+       ├─ InvalidKeyError       (also ValueError) a key that no store may accept
+       ├─ InvalidValueError     (also ValueError) a value that no store may accept
+       ├─ StoreUnavailableError the backend does not answer; trying again later may help
+       ├─ StoreAccessError      the backend refuses: credentials, permissions, read-only
+       ├─ StoreLimitError       a limit of the backend: size, quota, disk
+       ├─ StoreConflictError    a compare-and-swap lost
+       ├─ StoreCorruptedError   what is stored is not what was saved
+       └─ StoreClosedError      the store was closed
 
 A store raises these and nothing else, ``from`` the driver's own exception.
 """

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from dagonizer.contracts import VersionedJson
+from dagonizer.diagnosis import DURABILITY, Finding
 from dagonizer.errors import StoreClosedError, StoreConflictError, StoreURLError
 from dagonizer.hookspecs import StoreDescription, hookimpl
 from dagonizer.keys import key_bytes, prefix_bytes, value_bytes
@@ -35,7 +36,10 @@ class MemoryCheckpointStore:
     """A store in memory, gone with the process.
 
     ``MemoryCheckpointStore()`` has entries of its own; stores with the same ``name`` share theirs. It keeps the whole
-    contract, and lists keys and compares-and-swaps.
+    contract, and lists keys and compares-and-swaps. A version counts the saves of all who share the entries.
+
+    Errors are those of ``dagonizer.keys``, ``StoreConflictError``, and ``StoreClosedError`` after ``aclose``. It may be
+    used from several threads and event loops.
     """
 
     def __init__(self, name: str | None = None) -> None:
@@ -48,7 +52,7 @@ class MemoryCheckpointStore:
         return len(self._entries.by_key)
 
     async def save(self, key: str, json: str) -> None:
-        """Put ``json`` under ``key``."""
+        """Put ``json`` under ``key``, replacing what is there."""
         self._check_open()
         self._replace(key, json)
 
@@ -65,7 +69,7 @@ class MemoryCheckpointStore:
             self._entries.by_key.pop(key, None)
 
     async def list_keys(self, prefix: str = "") -> AsyncIterator[str]:
-        """Yield every key that starts with ``prefix``."""
+        """Yield every key that starts with ``prefix``, a literal text, in the order of their first saves."""
         self._check_open()
         prefix_bytes(prefix)
         for key in list(self._entries.by_key):
@@ -131,3 +135,14 @@ def dagonizer_open_store(url: StoreURL) -> MemoryCheckpointStore:
 def dagonizer_store_endpoints() -> tuple[Host, ...]:
     """Say that the name in ``memory://name`` is no host."""
     return ()
+
+
+@hookimpl
+async def dagonizer_diagnose_store() -> AsyncIterator[Finding]:
+    """Say that nothing outlives the process."""
+    yield Finding(
+        check=DURABILITY,
+        verdict="warning",
+        message="an acknowledged save outlives nothing: the entries end with this process, and no other sees them",
+        remedy="use a store outside the process, of which dagonizer stores shows the installed; this one is for tests",
+    )

@@ -15,16 +15,18 @@ import pluggy
 
 from dagonizer import hookspecs
 from dagonizer.contracts import OPTIONAL_METHODS, ClosableStore
+from dagonizer.diagnosis import LIMIT
 from dagonizer.errors import DuplicateSchemeError, StoreClosedError, StoreError, UnknownSchemeError
 from dagonizer.url import StoreURL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
     from importlib.metadata import EntryPoint
     from types import TracebackType
     from typing import Self
 
     from dagonizer.contracts import CheckpointStore
+    from dagonizer.diagnosis import Finding
     from dagonizer.hookspecs import StoreDescription
     from dagonizer.url import Host
 
@@ -93,6 +95,20 @@ def store_endpoints(url: str | StoreURL) -> tuple[Host, ...]:
     parsed = url if isinstance(url, StoreURL) else StoreURL.parse(url)
     endpoints = _hooks(_entry_point(parsed.scheme)).dagonizer_store_endpoints(url=parsed)
     return parsed.hosts if endpoints is None else tuple(endpoints)
+
+
+def diagnose_store(url: str | StoreURL, *, limit: float = LIMIT) -> AsyncGenerator[Finding, None]:
+    """Yield what is found when the store of ``url`` is examined, as it is found; no check takes more than ``limit`` s.
+
+    Raises the same errors as ``open_store``, at once. What fails later is found: a store that cannot be reached is a
+    finding of ``CONNECTION`` that is bad. See ``dagonizer.doctor.examine_store``, also for a store without a URL.
+    """
+    from dagonizer.doctor import examine_store  # noqa: PLC0415 - it needs asyncio, which opening a store does not
+
+    parsed = url if isinstance(url, StoreURL) else StoreURL.parse(url)
+    store = open_store(parsed)
+    hooks = _hooks(_entry_point(parsed.scheme))
+    return examine_store(store, lambda: hooks.dagonizer_diagnose_store(url=parsed), limit=limit)
 
 
 def _listing(scheme: str) -> StoreListing:

@@ -27,7 +27,11 @@ _SHOWN_CHARACTERS = 80
 
 
 class Lifecycle(msgspec.Struct, frozen=True):
-    """Where a run stands: its ``kind``, the ``error`` of a failed run, and the ``reason`` of a stopped one."""
+    """Where a run stands: its ``kind``, the ``error`` of a failed run, and the ``reason`` of a stopped one.
+
+    It begins as ``pending``, becomes ``running``, and ends as ``completed``, ``failed``, ``cancelled`` or
+    ``timed_out``.
+    """
 
     kind: LifecycleKind = "pending"
     error: Exception | None = None
@@ -88,7 +92,11 @@ class NodeStateBase:
         context: dict[str, Any] | None = None,
         timestamp: str | None = None,
     ) -> None:
-        """Record an error; ``timestamp`` is now, in UTC, unless given."""
+        """Record an error, which is part of every later snapshot.
+
+        ``code`` is for programs and ``message`` for people; ``operation`` says what was being done, and ``context`` is
+        a JSON object of what else there is to know. ``timestamp`` is RFC 3339 text: now, in UTC, unless given.
+        """
         error: NodeError = {
             "code": code,
             "message": message,
@@ -101,13 +109,16 @@ class NodeStateBase:
         self.errors.append(error)
 
     def collect_warning(self, code: str, message: str, *, operation: str, timestamp: str | None = None) -> None:
-        """Record a warning; ``timestamp`` is now, in UTC, unless given."""
+        """Record a warning, which is part of every later snapshot; the arguments are those of ``collect_error``."""
         self.warnings.append(
             {"code": code, "message": message, "operation": operation, "timestamp": timestamp or _now()}
         )
 
     def transition(self, kind: LifecycleKind, *, error: Exception | None = None, reason: str | None = None) -> None:
-        """Move the lifecycle on. Raises ``DAGError`` for a move that the lifecycle does not have."""
+        """Move the lifecycle on to ``kind``, as the dispatcher does.
+
+        Raises ``DAGError`` for a move that the lifecycle does not have, such as out of ``completed``.
+        """
         if kind not in _NEXT.get(self.lifecycle.kind, ()):
             raise DAGError(f"a state that is {self.lifecycle.kind} cannot become {kind}")
         self.lifecycle = Lifecycle(kind, error, reason)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _PARTS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(#.*)?", re.DOTALL)
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+# Credentials before a host where the "//" was forgotten. In a directory a colon stands further behind.
+_CREDENTIALS_IN_PATH = re.compile(r"\A(/*)[^/]*:.*@", re.DOTALL)
 _MAX_PORT = 65535
 
 
@@ -30,7 +32,7 @@ class Host(NamedTuple):
 
 
 class Parameter(msgspec.Struct, frozen=True):
-    """A query parameter that a scheme knows."""
+    """A query parameter that a scheme knows: its name, the type of its value, its default, and what it is for."""
 
     name: str
     type: Any
@@ -111,8 +113,9 @@ class StoreURL:
         credentials = "***@" if self.username is not None or self.password is not None else ""
         hosts = ",".join(_shown_host(host) for host in self.hosts)
         authority = f"//{credentials}{hosts}" if credentials or hosts or self.path.startswith("/") else ""
+        path = self.path if self.hosts or credentials else _CREDENTIALS_IN_PATH.sub(r"\1***@", self.path)
         query = "&".join(f"{name}=***" for name, _ in self.query)
-        return f"{self.scheme}:{authority}{self.path}" + (f"?{query}" if query else "")
+        return f"{self.scheme}:{authority}{path}" + (f"?{query}" if query else "")
 
     def __repr__(self) -> str:
         return f"<StoreURL {self}>"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from dagonizer.cli.outcome import FAILED, MISUSED, exit_code_of
+from dagonizer.cli.outcome import FAILED, MISUSED, PIPE_CLOSED, YES, error_lines, exit_code_of
+from dagonizer.cli.streams import PipeClosedError, flushed, guard_streams
 from dagonizer.errors import DagonizerError
 
 if TYPE_CHECKING:
@@ -20,8 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line with ``arguments``, those of the process by default, and exit.
 
     An error of ours is a line on stderr, never a traceback. Exit codes: 0 done; 1 the answer is no; 2 wrong use; 3 the
-    store failed, or holds what it should not; 130 interrupted.
+    store failed, or holds what it should not, or the output cannot be written; 130 interrupted; 141 nobody reads on.
     """
+    guard_streams()
     try:
         from dagonizer.cli.app import app  # noqa: PLC0415 - its imports are what may be missing
     except ImportError as exc:
@@ -29,14 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print('the command line needs: pip install "dagonizer[cli]"', file=sys.stderr)
         sys.exit(MISUSED)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that cannot show a character shows its escape.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(arguments, prog_name="dagonizer")
+        code: object = YES
+    except SystemExit as ended:
+        code = ended.code
+    except PipeClosedError:
+        code = PIPE_CLOSED
     except DagonizerError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        sys.exit(exit_code_of(exc))
+        print(*error_lines(exc), sep="\n", file=sys.stderr)
+        code = exit_code_of(exc)
     except Exception:  # noqa: BLE001 - a bug, ours or of a stranger's store; Python's exit code for it is 1, which means no
         traceback.print_exc()
-        sys.exit(FAILED)
+        code = FAILED
+    sys.exit(flushed(code))

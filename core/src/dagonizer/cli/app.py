@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec, cast
+from typing import Annotated, NoReturn, ParamSpec
 
 import typer
-from typer.core import TyperGroup
 
-from dagonizer.cli import checkpoints, entries, measure, transfer
+from dagonizer.cli import checkpoints, doctor, entries, measure, transfer
 from dagonizer.cli.complete import complete_key, complete_url
 from dagonizer.cli.demo import run_demo
-from dagonizer.cli.outcome import INTERRUPTED, PIPE_CLOSED, UsageError
+from dagonizer.cli.discretion import DiscreetGroup
+from dagonizer.cli.outcome import INTERRUPTED, UsageError
 from dagonizer.cli.stores import show_stores
 
 P = ParamSpec("P")
@@ -29,30 +27,14 @@ _HELP = (
 
 _EXIT_CODES = (
     "Exit codes: 0 yes or done; 1 the answer is no: an absent key, documents that differ or are invalid, entries that "
-    "were kept, findings; 2 wrong use; 3 the store failed, or holds what it should not; 130 interrupted."
+    "were kept, findings; 2 wrong use; 3 the store failed, or holds what it should not, or the output cannot be "
+    "written; 130 interrupted."
 )
-
-# What typer raises for wrong use; the class is click's, or that of typer's own copy of it.
-_WrongUse = cast("type[Exception]", typer.BadParameter.__base__)
-_CREDENTIALS = re.compile(r"://[^/?#\s]*@")
-
-
-class _Commands(TyperGroup):
-    """The commands, which do not repeat the password of a URL that stands in the wrong place."""
-
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as above
-        try:
-            return super().invoke(ctx)
-        except _WrongUse as exc:
-            told: Any = exc
-            told.message = _CREDENTIALS.sub("://***@", told.message)
-            raise
-
 
 # The pretty exceptions of typer print local variables, and with them store URLs and their passwords.
 app = typer.Typer(
     name="dagonizer",
-    cls=_Commands,
+    cls=DiscreetGroup,
     help=_HELP,
     epilog=_EXIT_CODES,
     no_args_is_help=True,
@@ -69,9 +51,21 @@ _OptionalStore = Annotated[
     typer.Option("--store", envvar="DAGONIZER_STORE", metavar="URL", help=_STORE_HELP, autocompletion=complete_url),
 ]
 _AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for machines.")]
+_Examined = Annotated[
+    str, typer.Argument(envvar="DAGONIZER_STORE", metavar="URL", help=_STORE_HELP, autocompletion=complete_url)
+]
 _Key = Annotated[str, typer.Argument(metavar="KEY", show_default=False, autocompletion=complete_key)]
 _Source = Annotated[
-    str, typer.Argument(metavar="SRC", help="The URL of the store to read.", autocompletion=complete_url)
+    str,
+    typer.Argument(
+        envvar="DAGONIZER_SOURCE", metavar="SRC", help="The URL of the store to read.", autocompletion=complete_url
+    ),
+]
+_Target = Annotated[
+    str,
+    typer.Argument(
+        envvar="DAGONIZER_DESTINATION", metavar="DST", help="The URL of the other store.", autocompletion=complete_url
+    ),
 ]
 _Prefix = Annotated[str, typer.Option("--prefix", metavar="P", help="Only keys that start with it, literally.")]
 _Jobs = Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="How many entries at a time.")]
@@ -82,10 +76,6 @@ def _finish(command: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> NoR
     try:
         code = command(*args, **kwargs)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read has seen enough. What is buffered must not fail again at the exit.
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-        code = PIPE_CLOSED
     except KeyboardInterrupt:
         print(file=sys.stderr)
         code = INTERRUPTED
@@ -98,7 +88,7 @@ def stores(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for machines.")] = False,
 ) -> None:
     """Show the stores that are installed, and the parameters that their URLs take."""
-    show_stores(as_json=as_json)
+    _finish(show_stores, as_json=as_json)
 
 
 @app.command()
@@ -224,9 +214,7 @@ def watch(
 @app.command()
 def copy(
     source: _Source,
-    target: Annotated[
-        str, typer.Argument(metavar="DST", help="The URL of the store to write to.", autocompletion=complete_url)
-    ],
+    target: _Target,
     *,
     prefix: _Prefix = "",
     jobs: _Jobs = 16,
@@ -260,9 +248,7 @@ def copy(
 @app.command()
 def verify(
     source: _Source,
-    target: Annotated[
-        str, typer.Argument(metavar="DST", help="The URL of the store to compare.", autocompletion=complete_url)
-    ],
+    target: _Target,
     *,
     prefix: _Prefix = "",
     jobs: _Jobs = 16,
@@ -285,6 +271,17 @@ def bench(
     Its keys start with dagonizer-bench- and are removed at the end.
     """
     _finish(measure.bench_store, url, seconds=seconds, as_json=as_json)
+
+
+@app.command(name="doctor")
+def examine(url: _Examined, *, as_json: _AsJson = False) -> None:
+    """Examine a store and its backend: what can hurt later, how to mend it, and what an acknowledged save outlives.
+
+    It saves and deletes an entry of its own; what a first save makes, such as a table or a directory, stays.
+
+    The exit code is 1 if there are warnings or worse, and 3 if the store cannot be reached.
+    """
+    _finish(doctor.examine, url, as_json=as_json)
 
 
 @app.command()

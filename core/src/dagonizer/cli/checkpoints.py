@@ -15,7 +15,7 @@ from rich.tree import Tree
 
 from dagonizer import open_store
 from dagonizer.cli.entries import STDIN, load_entry, read_text, say_absent
-from dagonizer.cli.outcome import FAILED, NO, YES, UsageError, quoted, shown
+from dagonizer.cli.outcome import FAILED, NO, YES, UsageError, quoted, shown, typed
 from dagonizer.cli.terminal import open_console, say
 from dagonizer.errors import InvalidValueError, StoreCorruptedError, ValidationError, ValidationIssue
 from dagonizer.validation import decode, json_path
@@ -68,7 +68,7 @@ def validate_documents(url: str | None, names: Sequence[str], *, as_json: bool) 
     files = {name: _file_issues(name) for name in names if _is_file(name)}
     keys = [name for name in names if name not in files]
     if keys and url is None:
-        raise UsageError(f"{shown(keys[0])} is not a file; to validate an entry, name its store by --store")
+        raise UsageError(f"{typed(keys[0])} is not a file; to validate an entry, name its store by --store")
     found = {**files, **(asyncio.run(_entry_issues(url, keys)) if keys and url is not None else {})}
     if as_json:
         documents = [
@@ -84,7 +84,7 @@ def validate_documents(url: str | None, names: Sequence[str], *, as_json: bool) 
     else:
         for name in names:
             for issue in found[name][1]:
-                print(f"{shown(name)}: {shown(str(issue))}")
+                print(f"{typed(name)}: {shown(str(issue))}")
             if not found[name][1]:
                 print(f"{shown(name)}: valid")
     return max(code for code, _ in found.values())

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dagonizer import Checkpoint, open_store
-from dagonizer.cli.outcome import UsageError
+from dagonizer.cli.outcome import UsageError, shown, without_secrets
 from dagonizer.cli.survey import HALTING_NODE, NODES, SurveyState, find_modules
 from dagonizer.cli.terminal import Bars, Lines, open_console, worker_bars
 from dagonizer.errors import DagonizerError
@@ -133,7 +133,7 @@ def find_differences(expected: Any, actual: Any, path: str) -> list[str]:  # noq
 
 def _count_modules(root: Path) -> int:
     if not root.is_dir():
-        raise UsageError(f"--input {root} is not a directory")
+        raise UsageError(f"--input {shown(without_secrets(str(root)))} is not a directory")
     modules = len(find_modules(root))
     if modules < _FEWEST_MODULES:
         found = "only one Python module" if modules else "no Python modules"
@@ -246,8 +246,10 @@ def _check_end(name: str, worker: Worker, *, killed: bool) -> None:
     if not killed and worker.returncode == 0 and worker.result is not None:
         return
     why = worker.error or f"it ended with exit code {worker.returncode}" + (" before it was killed" if killed else "")
-    stderr = f"\n{worker.stderr[-_SHOWN_STDERR:]}" if worker.stderr else ""
-    raise DemoError(f"{name} failed: {why}{stderr}")
+    error = DemoError(f"{name} failed: {why}")
+    if worker.stderr:
+        error.add_note(worker.stderr[-_SHOWN_STDERR:])
+    raise error
 
 
 def _who_ran(outcome: Outcome) -> Iterable[tuple[str, str, str, str]]:

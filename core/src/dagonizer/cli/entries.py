@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from dagonizer import open_store
-from dagonizer.cli.outcome import FAILED, NO, YES, UsageError, shown
+from dagonizer.cli.outcome import FAILED, NO, YES, UsageError, shown, typed
 from dagonizer.contracts import SupportsListing
 from dagonizer.errors import InvalidValueError, StoreCorruptedError, StoreLimitError, ValidationError
 from dagonizer.keys import key_bytes
@@ -129,7 +129,7 @@ def read_text(file: str) -> str:
                 raw = opened.read()
     except (OSError, ValueError) as exc:
         # ValueError: a name with U+0000.
-        raise UsageError(f"cannot read {shown(file)}: {getattr(exc, 'strerror', None) or exc}") from exc
+        raise UsageError(f"cannot read {typed(file)}: {getattr(exc, 'strerror', None) or exc}") from exc
     try:
         return raw.decode()
     except UnicodeDecodeError as exc:
@@ -143,7 +143,7 @@ def counted(number: int) -> str:
 
 def say_absent(key: str) -> None:
     """Say on stderr that there is nothing under ``key``."""
-    print(f"no entry under {shown(key)}", file=sys.stderr)
+    print(f"no entry under {typed(key)}", file=sys.stderr)
 
 
 async def _closed(keys: AsyncIterator[str]) -> AsyncGenerator[str, None]:

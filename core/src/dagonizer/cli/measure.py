@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
 import random
-import signal
 import time
 import uuid
 from typing import TYPE_CHECKING
@@ -17,13 +15,13 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from dagonizer import open_store
-from dagonizer.cli.outcome import FAILED, YES
+from dagonizer.cli.outcome import FAILED, YES, termination_as_interrupt
 from dagonizer.cli.terminal import open_console, say
 from dagonizer.errors import StoreError, StoreLimitError
 from dagonizer.url import StoreURL
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from rich.console import Console
 
@@ -58,7 +56,7 @@ class Cell(msgspec.Struct, frozen=True):
 
 def bench_store(url: str, *, seconds: float, as_json: bool) -> int:
     """Measure every cell for ``seconds``, and print them. The entries that this makes are removed in any case."""
-    with _termination_as_interrupt():
+    with termination_as_interrupt():
         cells = asyncio.run(_bench(url, seconds, open_console(stderr=True)))
     if as_json:
         print(json.dumps({"store": str(StoreURL.parse(url)), "cells": msgspec.to_builtins(cells)}, indent=2))
@@ -73,20 +71,6 @@ def bench_store(url: str, *, seconds: float, as_json: bool) -> int:
 def percentile(sorted_values: Sequence[float], percent: int) -> float:
     """Return the nearest-rank percentile: the smallest value that ``percent`` % of all do not exceed."""
     return sorted_values[max(0, -(-len(sorted_values) * percent // 100) - 1)]
-
-
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that what it has to clean up is cleaned up."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 async def _bench(url: str, seconds: float, console: Console) -> list[Cell]:

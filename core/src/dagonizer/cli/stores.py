@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from dagonizer.cli.outcome import YES, printable
 from dagonizer.cli.terminal import open_console
 from dagonizer.registry import list_stores
 from dagonizer.url import type_name
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
     from dagonizer.url import Parameter
 
 
-def show_stores(*, as_json: bool) -> None:
+def show_stores(*, as_json: bool) -> int:
     """Print every installed store; a plugin that cannot be loaded is shown with its error."""
     listings = list_stores()
     if as_json:
         typer.echo(json.dumps([_listing_json(listing) for listing in listings], indent=2))
-        return
+        return YES
     table = Table(show_lines=True, header_style="bold")
     table.add_column("scheme", no_wrap=True)
     table.add_column("store and the parameters of its URL", ratio=1)
@@ -37,6 +38,7 @@ def show_stores(*, as_json: bool) -> None:
         schemes = Text("\n".join(f"{listing.scheme}:" for listing in group), style="cyan")
         table.add_row(schemes, _described(group[0]), Text(group[0].distribution))
     open_console().print(table)
+    return YES
 
 
 def _grouped(listings: Iterable[StoreListing]) -> list[list[StoreListing]]:
@@ -53,8 +55,10 @@ def _grouped(listings: Iterable[StoreListing]) -> list[list[StoreListing]]:
 
 
 def _described(listing: StoreListing) -> RenderableType:
+    if listing.error is not None:
+        return Text(printable(f"cannot be loaded: {listing.error}"), style="red")
     if listing.description is None:
-        return Text(f"cannot be loaded: {listing.error}", style="red")
+        return Text()
     if not listing.description.parameters:
         return Text(listing.description.summary)
     grid = Table(box=None, padding=(0, 2, 0, 0), show_header=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -22,6 +21,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from dagonizer.cli.outcome import printable
+
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
@@ -40,11 +41,7 @@ def open_console(*, stderr: bool = False) -> Console:
 
 def say(text: str) -> None:
     """Print a line for people on stderr, without what could move a terminal's cursor."""
-    print(_printable(text), file=sys.stderr)
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    print(printable(text), file=sys.stderr)
 
 
 class WorkerProgress(Protocol):
@@ -201,7 +198,7 @@ class EntryProgress:
         if self._bar is None:
             say(text)
         else:
-            self._console.print(Text(_printable(text)))
+            self._console.print(Text(printable(text)))
 
     def _rate(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-3)

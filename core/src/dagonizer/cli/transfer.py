@@ -13,7 +13,7 @@ from rich.filesize import decimal
 
 from dagonizer import open_store
 from dagonizer.cli.entries import counted, listed
-from dagonizer.cli.outcome import FAILED, NO, YES, exit_code_of, shown
+from dagonizer.cli.outcome import FAILED, NO, YES, exit_code_of, printable, shown
 from dagonizer.cli.terminal import EntryProgress, say
 from dagonizer.contracts import SupportsCompareAndSwap
 from dagonizer.errors import (
@@ -130,7 +130,7 @@ def verify_entries(source_url: str, target_url: str, prefix: str, *, jobs: int, 
             for key in keys:
                 print(f"{name:<9}  {shown(key)}")
         for key, message in failures:
-            print(f"failed     {shown(key)}: {message}")
+            print(f"failed     {shown(key)}: {printable(message)}")
         counts = ", ".join(f"{len(keys):,} {name}" for name, keys in findings.items())
         say(f"{equal:,} equal, {counts}, {len(failures):,} failed")
     return FAILED if failures else NO if any(findings.values()) else YES

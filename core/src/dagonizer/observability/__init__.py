@@ -1,7 +1,5 @@
 """What stores do, as spans and metrics of OpenTelemetry, or as records of ``logging``.
 
-::
-
     from dagonizer.observability import logged, open_traced_store
 
     async with open_traced_store("redis://localhost") as store:  # pip install "dagonizer[otel]"

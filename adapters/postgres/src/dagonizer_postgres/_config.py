@@ -51,7 +51,7 @@ class TableConfig:
     @property
     def qualified_table(self) -> str:
         """The table with its schema, as SQL."""
-        return f"{_quoted(self.schema)}.{_quoted(self.table)}"
+        return f"{quoted(self.schema)}.{quoted(self.table)}"
 
     @property
     def ddl(self) -> str:
@@ -67,7 +67,7 @@ class TableConfig:
     @property
     def schema_ddl(self) -> str:
         """The SQL statement that creates the schema."""
-        return f"CREATE SCHEMA IF NOT EXISTS {_quoted(self.schema)}"
+        return f"CREATE SCHEMA IF NOT EXISTS {quoted(self.schema)}"
 
     def _table_ddl(self, text: str) -> str:
         return f"""CREATE TABLE IF NOT EXISTS {self.qualified_table} (
@@ -201,5 +201,6 @@ def _check_text(what: str, text: str) -> None:
         raise ValueError(f"{what} must not contain U+0000 or a lone surrogate")
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return ``name`` as an identifier of SQL."""
     return '"' + name.replace('"', '""') + '"'

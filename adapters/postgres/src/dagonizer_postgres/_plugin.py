@@ -9,6 +9,9 @@ from dagonizer_postgres._config import PARAMETERS, PostgresConfig
 from dagonizer_postgres._store import PostgresCheckpointStore
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from dagonizer.diagnosis import Finding
     from dagonizer.url import Host, StoreURL
 
 
@@ -30,3 +33,11 @@ def dagonizer_open_store(url: StoreURL) -> PostgresCheckpointStore:
 def dagonizer_store_endpoints(url: StoreURL) -> tuple[Host, ...]:
     """Return the hosts of ``url``, except directories of Unix sockets."""
     return tuple(host for host in PostgresConfig.from_url(url).hosts if not host.name.startswith("/"))
+
+
+@hookimpl
+def dagonizer_diagnose_store(url: StoreURL) -> AsyncIterator[Finding]:
+    """Examine the servers of ``url`` and the table."""
+    from dagonizer_postgres._diagnosis import diagnose  # noqa: PLC0415 - only the doctor needs it
+
+    return diagnose(PostgresConfig.from_url(url))

@@ -43,9 +43,12 @@ _Tls: TypeAlias = ssl.SSLContext | Literal[False]
 
 
 @asynccontextmanager
-async def open_pool(config: PostgresConfig) -> AsyncIterator[asyncpg.Pool]:
-    """Return a pool for the running event loop. It connects when it must, and is closed in bounded time."""
-    connector = _Connector(config)
+async def open_pool(config: PostgresConfig, *, writable: bool = True) -> AsyncIterator[asyncpg.Pool]:
+    """Return a pool for the running event loop. It connects when it must, and is closed in bounded time.
+
+    With ``writable`` only a server will do that accepts writes.
+    """
+    connector = _Connector(config, writable=writable)
     pool = asyncpg.create_pool(
         min_size=0,
         max_size=config.pool_size,
@@ -75,15 +78,18 @@ async def lend_pool(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Pool]:
 
 
 @asynccontextmanager
-async def borrowed(pool: asyncpg.Pool) -> AsyncIterator[Connection]:
-    """Lend a connection of ``pool`` that was alive a moment ago. It goes back only if it is in step with its server."""
+async def borrowed(pool: asyncpg.Pool, *, writable: bool = True) -> AsyncIterator[Connection]:
+    """Lend a connection of ``pool`` that was alive a moment ago. It goes back only if it is in step with its server.
+
+    With ``writable`` only a server will do that is no standby.
+    """
     try:
         connection = await _acquire(pool)
     except UnicodeDecodeError as exc:
         # Until it knows the client's encoding the server speaks in its own.
         raise ConnectionError("the server answered a new connection with something that is not UTF-8 text") from exc
     try:
-        _check_server(connection)
+        _check_server(connection, writable=writable)
         try:
             yield connection
         except TimeoutError:
@@ -172,10 +178,10 @@ def _transport(connection: Connection) -> asyncio.WriteTransport | None:
     return transport
 
 
-def _check_server(connection: Connection) -> None:
+def _check_server(connection: Connection, *, writable: bool) -> None:
     # Not every pooler and every version passes these on.
     settings = connection.get_settings()
-    if getattr(settings, "in_hot_standby", "off") == "on":
+    if writable and getattr(settings, "in_hot_standby", "off") == "on":
         raise StoreUnavailableError(
             "the given pool has connected to a standby, which may lag behind; make the pool with "
             "target_session_attrs='read-write' and the hosts that can be the primary"
@@ -193,10 +199,11 @@ async def _leave_as_it_is(_connection: object) -> None:
 
 
 class _Connector:
-    """Makes connections to the host that accepts writes."""
+    """Makes connections to the host that accepts writes, or to any host if it need not be ``writable``."""
 
-    def __init__(self, config: PostgresConfig) -> None:
+    def __init__(self, config: PostgresConfig, *, writable: bool) -> None:
         self._config = config
+        self._writable = writable
         self._hosts = list(config.hosts)
         self._statements = _STATEMENTS if config.statement_cache_size is None else config.statement_cache_size
         self._tls: tuple[_Tls, ...] | None = None
@@ -274,7 +281,7 @@ class _Connector:
             connection.terminate()
             self._statements = 0
             return await self._connect_to(host, driver)
-        if read_only:
+        if read_only and self._writable:
             connection.terminate()
             raise ConnectionError("it accepts no writes: it is a standby, or default_transaction_read_only is on")
         return connection

@@ -151,7 +151,7 @@ class PostgresCheckpointStore:
             )
 
     async def load(self, key: str) -> str | None:
-        """Return the text under ``key``, or None."""
+        """Return the text under ``key``, or None. Raises ``StoreCorruptedError`` if it is damaged."""
         entry = await self.load_versioned(key)
         return None if entry is None else entry.json
 
@@ -163,7 +163,7 @@ class PostgresCheckpointStore:
         await self._write(key, f"delete {key!r}", lambda db, seconds: db.execute(sql, key, timeout=seconds))
 
     async def load_versioned(self, key: str) -> VersionedJson | None:
-        """Return the text under ``key`` with its version, or None."""
+        """Return the text under ``key`` with its version, or None. Raises ``StoreCorruptedError`` like ``load``."""
         self._connections.check_open()
         key_bytes(key)
         sql = self._sql(_LOAD)

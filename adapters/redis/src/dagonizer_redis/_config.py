@@ -101,6 +101,11 @@ class RedisConfig:
         hosts = ",".join(map(shown, self.addresses))
         return self.path or (hosts if self.service is None else f"{self.service} (sentinels {hosts})")
 
+    @property
+    def beginning(self) -> bytes:
+        """How the names of entries begin in the database."""
+        return self.prefix.replace("%", "%25").replace(":", "%3A").encode() + b":"
+
     def _mistakes(self) -> list[str]:
         several = self.cluster or self.service is not None
         tls_options = self.tls_ca or self.tls_cert or self.tls_key or self.tls_verify != "full"

@@ -10,6 +10,9 @@ from dagonizer_redis._config import CLUSTER, PARAMETERS, SCHEMES, SENTINEL, UNIX
 from dagonizer_redis._store import RedisCheckpointStore
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from dagonizer.diagnosis import Finding
     from dagonizer.url import StoreURL
 
 
@@ -33,3 +36,11 @@ def dagonizer_store_endpoints(url: StoreURL) -> tuple[Host, ...]:
     if url.scheme in {CLUSTER, SENTINEL}:
         return tuple(Host(host.name, None) for host in url.hosts)
     return url.hosts
+
+
+@hookimpl
+def dagonizer_diagnose_store(url: StoreURL) -> AsyncIterator[Finding]:
+    """Examine the server, the sentinels and their primary, or every primary of the cluster."""
+    from dagonizer_redis._diagnosis import diagnose  # noqa: PLC0415 - only the doctor needs it
+
+    return diagnose(RedisConfig.from_url(url))

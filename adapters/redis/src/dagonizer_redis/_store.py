@@ -93,7 +93,7 @@ class RedisCheckpointStore:
                 await there.aclose()
 
         self._config = config
-        self._beginning = config.prefix.replace("%", "%25").replace(":", "%3A").encode() + b":"
+        self._beginning = config.beginning
         self._connections = Connections(
             connect, timeout=config.timeout, owner=type(self), distrust=lambda there: there.disconnect()
         )

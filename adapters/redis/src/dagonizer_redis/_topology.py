@@ -412,10 +412,16 @@ class Cluster:
 
     async def servers(self) -> Sequence[Links]:
         """Return links to every primary."""
+        primaries, unserved = await self.primaries()
+        if unserved:
+            raise ClusterDownError(f"no node serves {unserved} of the hash slots")
+        return list(primaries.values())
+
+    async def primaries(self) -> tuple[dict[Host, Links], int]:
+        """Return links to every primary by its address, and how many hash slots no node serves."""
         await self._refresh()
-        if None in self._owners:
-            raise ClusterDownError(f"no node serves {self._owners.count(None)} of the hash slots")
-        return [self._links_to(owner) for owner in dict.fromkeys(self._owners) if owner is not None]
+        owners = dict.fromkeys(owner for owner in self._owners if owner is not None)
+        return {owner: self._links_to(owner) for owner in owners}, self._owners.count(None)
 
     async def disconnect(self) -> None:
         """Disconnect what is idle, from every node."""

@@ -11,13 +11,14 @@ import sys
 import threading
 import traceback
 import uuid
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aioboto3
 import boto3
 import pytest
-import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +39,7 @@ from dagonizer_s3 import _names as names
 from dagonizer_test_servers.s3 import BUCKET, SeaweedFS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from dagonizer_test_servers import Server
 
@@ -255,6 +256,96 @@ async def test_compare_and_swap(config: S3Config) -> None:
         assert objects(config) == []
 
 
+class Withholding:
+    """A proxy that can keep a request, receive it to its end, and deliver it when its sender has given it up."""
+
+    def __init__(self, endpoint_url: str) -> None:
+        host, _, port = endpoint_url.removeprefix("http://").partition(":")
+        self._backend = host, int(port)
+        self.withholds = False
+        self._kept = bytearray()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        backend: asyncio.StreamWriter | None = None
+        replies: asyncio.Task[None] | None = None
+        try:
+            while chunk := await reader.read(65_536):
+                if self.withholds:
+                    self._kept += chunk
+                    continue
+                if backend is None:
+                    answers, backend = await asyncio.open_connection(*self._backend)
+                    replies = asyncio.create_task(pump(answers, writer))
+                backend.write(chunk)
+        except ConnectionResetError:
+            pass
+        finally:
+            if backend is not None and replies is not None:
+                replies.cancel()
+                backend.close()
+            writer.close()
+
+    async def deliver(self) -> int:
+        """Send the request that was kept to the server, and return the status of its answer."""
+        answers, backend = await asyncio.open_connection(*self._backend)
+        backend.write(self._kept)
+        status = int((await answers.readline()).split()[1])
+        backend.close()
+        self._kept.clear()
+        return status
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while chunk := await reader.read(65_536):
+        writer.write(chunk)
+
+
+@asynccontextmanager
+async def withholding(config: S3Config) -> AsyncIterator[tuple[S3CheckpointStore, Withholding]]:
+    assert config.endpoint_url is not None
+    proxy = Withholding(config.endpoint_url)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1")
+    port = server.sockets[0].getsockname()[1]
+    store = S3CheckpointStore(changed(config, endpoint_url=f"http://127.0.0.1:{port}", timeout=2))
+    async with server, store:
+        yield store, proxy
+
+
+async def test_what_was_given_up_and_comes_late_undoes_nothing(config: S3Config) -> None:
+    async with withholding(config) as (store, proxy):
+        for given_up in (partial(store.save, "k", "late"), partial(store.delete, "k")):
+            for before in ("", "before"):
+                await store.save("k", before)
+                proxy.withholds = True
+                with pytest.raises(StoreUnavailableError, match="timeout"):
+                    await given_up()
+                proxy.withholds = False
+                await store.save("k", "acknowledged")
+                assert await proxy.deliver() == 412
+                assert await store.load("k") == "acknowledged"
+        await store.delete("k")
+        # What was absent when it was given up, too.
+        proxy.withholds = True
+        with pytest.raises(StoreUnavailableError, match="timeout"):
+            await store.save("k", "late")
+        proxy.withholds = False
+        await store.save("k", "acknowledged")
+        assert await proxy.deliver() == 412
+        assert await store.load("k") == "acknowledged"
+
+
+async def test_stores_that_change_one_entry_in_turn_see_each_other(config: S3Config) -> None:
+    async with S3CheckpointStore(config) as one, S3CheckpointStore(config) as other:
+        for text in ("1", "", "2"):
+            await one.save("k", text)
+            assert await other.load("k") == text
+            await other.save("k", f"other {text}")
+            await one.delete("k")
+            assert await other.load("k") is None
+            await other.delete("k")
+            await other.save("k", "again")
+
+
 async def test_bad_keys_and_values_never_reach_the_server() -> None:
     async with S3CheckpointStore(S3Config(bucket="bucket", endpoint_url="http://127.0.0.1:1")) as store:
         bad: Any
@@ -453,8 +544,11 @@ async def test_a_missing_privilege_is_named(restricted: SeaweedFS) -> None:
     async with open_store(restricted.url_for("reader")) as store:
         with pytest.raises(StoreAccessError, match="grant s3:PutObject"):
             await store.save("k", "v")
-        with pytest.raises(StoreAccessError, match="grant s3:DeleteObject"):
-            await store.delete("k")
+        async with open_store(restricted.url_for("least")) as other:
+            await other.save("k", "v")
+            with pytest.raises(StoreAccessError, match="grant s3:DeleteObject"):
+                await store.delete("k")
+            await other.delete("k")
 
 
 async def test_wrong_credentials_and_wrong_buckets_are_told_without_secrets(
@@ -529,26 +623,6 @@ async def test_a_server_that_is_gone_and_back(restricted: SeaweedFS) -> None:
         finally:
             await asyncio.to_thread(restricted.up)
         assert await store.load("k") == "v"
-
-
-@pytest.fixture(scope="module")
-def encrypting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
-    """A server with TLS and keys for server-side encryption."""
-    folder = tmp_path_factory.mktemp("tls")
-    authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1")
-    authority.cert_pem.write_to_path(folder / "ca.pem")
-    certificate.private_key_pem.write_to_path(folder / "key.pem")
-    for blob in certificate.cert_chain_pems:
-        blob.write_to_path(folder / "cert.pem", append=True)
-    with SeaweedFS(
-        f"-s3.cert.file={folder / 'cert.pem'}",
-        f"-s3.key.file={folder / 'key.pem'}",
-        scheme="https",
-        ca_bundle=str(folder / "ca.pem"),
-        environment={"WEED_S3_SSE_KEY": "a passphrase for tests"},
-    ) as server:
-        yield server
 
 
 async def test_tls_trusts_the_authority_that_is_named_and_no_other(encrypting: SeaweedFS, tmp_path: Path) -> None:

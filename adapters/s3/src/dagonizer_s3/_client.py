@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     Answer = Mapping[str, Any]
 
 _LARGE = 1 << 20
+_SUCCESSES = frozenset({HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT})
 _REDIRECTIONS = frozenset({301, 302, 303, 307, 308})
 # What the first client reads: some megabytes of JSON, too much for the event loop's thread.
 _SERVICE_DATA = ("service-2", "endpoint-rule-set-1")
@@ -135,7 +136,7 @@ class _Direct:
             return answer
         request = await self._request(model, place, parameters)
         response = await self._client._endpoint.http_session.send(request)  # noqa: SLF001 - no public way, as below
-        if response.status_code == HTTPStatus.OK and (model.has_streaming_output or not await response.content):
+        if response.status_code in _SUCCESSES and (model.has_streaming_output or not await response.content):
             return {"ETag": response.headers.get("etag"), "Body": response.raw}
         return await self._read(model, response)
 

@@ -64,6 +64,9 @@ _REDIRECTED: Verdict = (
 DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "UnauthorizedAccess", "403", "401"})
 """Codes that say no more than that the caller may not."""
 
+UNSUPPORTED = frozenset({"NotImplemented", "InvalidArgument", "InvalidRequest"})
+"""Codes by which servers refuse a header that they do not know, such as a condition. Nothing was done."""
+
 _BY_CODE: dict[str, Verdict] = {
     "InvalidAccessKeyId": _CREDENTIALS,
     "SignatureDoesNotMatch": _CREDENTIALS,

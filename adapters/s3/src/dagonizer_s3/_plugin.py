@@ -9,6 +9,9 @@ from dagonizer_s3._config import PARAMETERS, S3Config
 from dagonizer_s3._store import S3CheckpointStore
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from dagonizer.diagnosis import Finding
     from dagonizer.url import Host, StoreURL
 
 
@@ -30,3 +33,12 @@ def dagonizer_open_store(url: StoreURL) -> S3CheckpointStore:
 def dagonizer_store_endpoints(url: StoreURL) -> tuple[Host, ...]:
     """Return the endpoint's host: what stands where other URLs have a host is the bucket."""
     return (S3Config.from_url(url).endpoint,)
+
+
+@hookimpl
+def dagonizer_diagnose_store(url: StoreURL) -> AsyncIterator[Finding]:
+    """Examine the bucket of ``url``."""
+    # Whoever only opens a store has no need of it.
+    from dagonizer_s3._diagnosis import diagnose  # noqa: PLC0415
+
+    return diagnose(S3Config.from_url(url))

@@ -1,16 +1,19 @@
 """The store: a bucket, one object a key.
 
 An object is the value's UTF-8 bytes, or a Zstandard frame of them. Its version is its ETag, which the server compares
-when it is asked to.
+when it is asked to. It is asked to with every change: a request that the server, or a proxy before it, carries out long
+after it was given up then finds another ETag than it expects, and undoes nothing that was saved since.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import re
 from contextlib import asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]
@@ -27,7 +30,7 @@ from dagonizer.errors import (
 from dagonizer.keys import key_bytes, prefix_bytes, value_bytes, value_text
 from dagonizer_s3 import _names as names
 from dagonizer_s3._client import close_idle, connected
-from dagonizer_s3._errors import code_of, is_broken, status_of, translated
+from dagonizer_s3._errors import UNSUPPORTED, code_of, is_broken, status_of, translated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -45,17 +48,25 @@ T = TypeVar("T")
 _ABSENT = frozenset({"NoSuchKey", "NoSuchVersion"})
 # What a HEAD says of an absent key, for its answer has no body.
 _ABSENT_TO_HEAD = frozenset({*_ABSENT, "404"})
+_ARCHIVED = "InvalidObjectState"
 # Never '*' or a list, which a server takes for something else than one version.
 _VERSION = re.compile(r"[A-Za-z0-9._:+/=-]{1,256}")
 # An ETag that no object has: the MD5 of nobody knows what.
 _NO_VERSION = '"00000000000000000000000000000000"'
+# One that a server can compare: RFC 9110, section 13.1.1, compares no weak ones.
+_ETAG = re.compile(r'"[^"]+"')
 # Seconds before a save is sent again that the server refused since another one was under way.
 _PAUSES = (0.01, 0.05, 0.2, 0.5, 1.0)
 _LOOKS = 16
+# Entries of which is remembered what was seen last, so that a change of theirs is one request.
+_REMEMBERED = 10_000
+# Refusals of what has not changed, after which a server is known not to compare as S3 does.
+_TRIES = 3
+_PUT, _DELETE = "put_object", "delete_object"
 
-_TO_SAVE = "s3:PutObject, and use of the KMS key if one encrypts the object,"
+_TO_SAVE = "s3:PutObject, s3:GetObject and s3:ListBucket, and use of the KMS key if one encrypts the object,"
 _TO_LOAD = "s3:GetObject, and s3:ListBucket, without which the server says the same of an absent key"
-_TO_DELETE = "s3:DeleteObject"
+_TO_DELETE = "s3:DeleteObject, s3:GetObject and s3:ListBucket"
 _TO_LIST = "s3:ListBucket, and s3:GetObject"
 _TO_SWAP = "s3:PutObject, s3:GetObject and s3:ListBucket, and s3:DeleteObject for what a server stores wrongly,"
 
@@ -88,13 +99,23 @@ class S3CheckpointStore:
             if value is not None
         }
         self._compares = False
+        # The ETag of each entry as it was seen last, None for one that was absent.
+        self._seen: dict[str, str | None] = {}
+        # Methods of the client, of whose conditions the server knows nothing, or not enough.
+        self._unconditional: set[str] = set()
 
     async def save(self, key: str, json: str) -> None:
         """Put ``json`` under ``key``, replacing what is there."""
         self._connections.check_open()
+        place = self._place(key_bytes(key))
         parameters = self._object(key, json)
+
+        async def save(client: S3Client) -> None:
+            answer = await self._change(client, _PUT, key, place, await self._stored(parameters))
+            self._remember(key, self._etag(answer))
+
         with translated("save to", _TO_SAVE, self._config.place):
-            await self._connections.write(key, lambda client: self._put(client, parameters))
+            await self._connections.write(key, save)
 
     async def load(self, key: str) -> str | None:
         """Return the text under ``key``, or None. Raises ``StoreCorruptedError`` if it is damaged."""
@@ -108,12 +129,14 @@ class S3CheckpointStore:
 
         async def delete(client: S3Client) -> None:
             try:
-                answer = await client.delete_object(**place)
+                answer = await self._change(client, _DELETE, key, place, place)
             except ClientError as exc:
                 if code_of(exc) not in _ABSENT:
                     raise
             else:
-                self._expect_deletion(answer)
+                if answer is not None:
+                    self._expect_deletion(answer)
+            self._remember(key, None)
 
         with translated("delete from", _TO_DELETE, self._config.place):
             await self._connections.write(key, delete)
@@ -145,11 +168,12 @@ class S3CheckpointStore:
         async def swap(client: S3Client) -> str:
             await self._expect_comparison(client)
             try:
-                answer = await self._put(client, parameters)
+                answer = await _settled(client.put_object, await self._stored(parameters))
             except ClientError as exc:
                 if status_of(exc) in {409, 412} or (expected is not None and code_of(exc) in _ABSENT):
                     raise StoreConflictError(conflict) from exc
                 raise
+            self._remember(key, self._etag(answer))
             return self._version(answer)
 
         with translated("save to", _TO_SWAP, self._config.place):
@@ -204,41 +228,93 @@ class S3CheckpointStore:
             **self._encryption,
         }
 
-    async def _put(self, client: S3Client, parameters: Mapping[str, Any]) -> Answer:
-        """Put an object. An answer of 409 says that the server did nothing, and wants to be asked again."""
+    async def _stored(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         body = await compress_in_steps(parameters["Body"], self._config.compression)
-        if body is not parameters["Body"]:
-            # A type, and no encoding of content, which whoever passes it on might undo.
-            parameters = {**parameters, "Body": body, "ContentType": "application/zstd"}
-        for pause in _PAUSES:
+        if body is parameters["Body"]:
+            return parameters
+        # A type, and no encoding of content, which whoever passes it on might undo.
+        return {**parameters, "Body": body, "ContentType": "application/zstd"}
+
+    async def _change(
+        self, client: S3Client, method: str, key: str, place: Mapping[str, Any], parameters: Mapping[str, Any]
+    ) -> Answer | None:
+        """Change the object once it is as it was seen last. Return None if it is to be deleted, but is absent."""
+        call = getattr(client, method)
+        seen = self._seen.get(key)
+        if method == _DELETE and seen is None and method not in self._unconditional:
+            seen = await self._look(client, key, place)
+        in_vain = 0
+        for pause in itertools.chain((0.0,), _PAUSES, itertools.repeat(_PAUSES[-1])):
+            if method in self._unconditional or in_vain == _TRIES:
+                break
+            if method == _DELETE and seen is None:
+                return None
             try:
-                return self._checked(await client.put_object(**parameters), "ETag")
+                return await _settled(call, {**parameters, **_condition(seen)})
             except ClientError as exc:
-                if status_of(exc) != 409:  # noqa: PLR2004 - the status has no other name
+                if code_of(exc) in UNSUPPORTED:
+                    break
+                # An absent object matches no ETag.
+                if status_of(exc) != HTTPStatus.PRECONDITION_FAILED and (seen is None or code_of(exc) not in _ABSENT):
                     raise
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - only to come at another time than others
-        return self._checked(await client.put_object(**parameters), "ETag")
+            await asyncio.sleep(pause * random.random())  # noqa: S311 - as below
+            before, seen = seen, await self._look(client, key, place)
+            in_vain = in_vain + 1 if seen == before else 0
+        answer = await _settled(call, parameters)
+        self._unconditional.add(method)
+        return answer
+
+    async def _look(self, client: S3Client, key: str, place: Mapping[str, Any]) -> str | None:
+        """Return, and remember, the object's ETag, or None if there is none."""
+        etag: str | None = None
+        try:
+            # Not by HEAD, whose answer says neither why it is refused nor whether it is the bucket that is absent.
+            answer = await client.get_object(**place, Range="bytes=0-0")
+            async with answer["Body"]:
+                etag = self._etag(answer)
+        except ClientError as exc:
+            if code_of(exc) == _ARCHIVED or status_of(exc) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                etag = await self._look_again(client, place, exc)
+            elif code_of(exc) not in _ABSENT:
+                raise
+        self._remember(key, etag)
+        return etag
+
+    async def _look_again(self, client: S3Client, place: Mapping[str, Any], refusal: ClientError) -> str | None:
+        """Return the ETag of an object that was there, but has no bytes, or none that can be read."""
+        try:
+            return self._etag(await client.head_object(**place))
+        except ClientError as exc:
+            if code_of(exc) not in _ABSENT_TO_HEAD:
+                raise refusal from exc
+        return None
+
+    def _remember(self, key: str, etag: str | None) -> None:
+        if len(self._seen) >= _REMEMBERED:
+            self._seen.clear()
+        self._seen[key] = etag
 
     async def _load(self, key: str) -> tuple[str, Answer] | None:
         self._connections.check_open()
         place = self._place(key_bytes(key))
-
-        async def load(client: S3Client) -> tuple[bytes, Answer] | None:
-            try:
-                answer = self._checked(await client.get_object(**place), "ETag")
-            except ClientError as exc:
-                if code_of(exc) in _ABSENT:
-                    return None
-                raise
-            async with answer["Body"] as body:
-                return await body.read(), answer
-
         with translated("load from", _TO_LOAD, self._config.place):
-            loaded = await self._read(load)
-        if loaded is None:
+            found = await self._read(partial(self._get, place=place))
+        if found is None:
+            self._remember(key, None)
             return None
-        stored, answer = loaded
+        stored, answer = found
+        self._remember(key, answer["ETag"])
         return value_text(expand(stored, key=key), key=key), answer
+
+    async def _get(self, client: S3Client, place: Mapping[str, Any]) -> tuple[bytes, Answer] | None:
+        try:
+            answer = self._checked(await client.get_object(**place), "ETag")
+        except ClientError as exc:
+            if code_of(exc) in _ABSENT:
+                return None
+            raise
+        async with answer["Body"] as body:
+            return await body.read(), answer
 
     async def _read(self, operation: Callable[[S3Client], Awaitable[T]]) -> T:
         """Do what changes nothing, once more if the connection breaks."""
@@ -325,6 +401,10 @@ class S3CheckpointStore:
             )
         return answer
 
+    def _etag(self, answer: Answer | None) -> str:
+        checked: Any = self._checked(answer, "ETag")
+        return str(checked["ETag"])
+
     def _version(self, answer: Answer) -> str:
         version = str(answer["ETag"]).removeprefix('"').removesuffix('"')
         if not _VERSION.fullmatch(version):
@@ -339,3 +419,22 @@ class S3CheckpointStore:
 async def _borrowed(client: S3Client) -> AsyncIterator[S3Client]:
     """Give a client that is the caller's to close."""
     yield client
+
+
+async def _settled(call: Callable[..., Awaitable[Answer]], parameters: Mapping[str, Any]) -> Answer:
+    """Make a change. An answer of 409 says that the server did nothing, and wants to be asked again."""
+    for pause in _PAUSES:
+        try:
+            return await call(**parameters)
+        except ClientError as exc:
+            if status_of(exc) != HTTPStatus.CONFLICT:
+                raise
+        await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - only to come at another time than others
+    return await call(**parameters)
+
+
+def _condition(seen: str | None) -> Mapping[str, str]:
+    """Return the condition that the object has the ETag ``seen``, or is absent; none if the ETag is not comparable."""
+    if seen is None:
+        return {"IfNoneMatch": "*"}
+    return {"IfMatch": seen} if _ETAG.fullmatch(seen) else {}

@@ -17,7 +17,7 @@ from dagonizer.errors import StoreConflictError, StoreUnavailableError
 from dagonizer_conformance.proxy import FaultProxy
 from dagonizer_etcd import EtcdCheckpointStore, EtcdConfig
 from dagonizer_etcd._errors import COMPACTED, NO_LEADER, Code, Failure
-from dagonizer_etcd._transport import Cluster, Range, RangeReply, Txn, TxnReply
+from dagonizer_etcd._transport import Cluster, Delete, Range, RangeReply, Txn, TxnReply
 from dagonizer_test_servers.etcd import EtcdCluster
 from dagonizer_test_servers.process import free_port
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("etcd", "etcd+http")
 LONG = "é" * 3000
+CHANGE = Txn((), (Delete(b"k"),))
 
 
 # Which request may be repeated where.
@@ -58,7 +59,7 @@ class Endpoint:
 
     async def txn(self, request: Txn, token: str) -> TxnReply:
         await self.answer()
-        return TxnReply(succeeded=True, revision=1, found=[])
+        return TxnReply(succeeded=True, revision=1)
 
     async def grant(self, seconds: int, token: str) -> int:
         await self.answer()
@@ -108,7 +109,7 @@ async def test_a_read_is_repeated_at_the_next_host_which_is_kept(
 @pytest.mark.parametrize("failure", named([REFUSED, LEADERLESS]))
 async def test_a_write_is_repeated_if_it_is_certain_that_nobody_acted_on_it(failure: Failure) -> None:
     a, b = Endpoint("a", failure), Endpoint("b")
-    await cluster(a, b).txn(Txn())
+    await cluster(a, b).txn(CHANGE)
     assert (a.calls, b.calls) == (1, 1)
 
 
@@ -118,7 +119,7 @@ async def test_a_write_that_got_no_token_was_not_sent() -> None:
             raise Failure(Code.UNAVAILABLE, "connection reset", "a")
 
     a, b = Locked("a"), Endpoint("b")
-    await Cluster([a, b], EtcdConfig(username="u", password="p")).txn(Txn())
+    await Cluster([a, b], EtcdConfig(username="u", password="p")).txn(CHANGE)
     assert (a.calls, b.calls) == (0, 1)
 
 
@@ -127,17 +128,17 @@ async def test_no_other_write_is_repeated_and_the_next_request_goes_elsewhere(fa
     a, b = Endpoint("a", failure), Endpoint("b")
     hosts = cluster(a, b, timeout=0.2)
     with pytest.raises(Failure) as caught:
-        await hosts.txn(Txn())
+        await hosts.txn(CHANGE)
     assert caught.value.is_unavailability
     assert (a.calls, b.calls) == (1, 0)
-    await hosts.txn(Txn())
+    await hosts.txn(CHANGE)
     assert (a.calls, b.calls) == (1, 1)
 
 
 @pytest.mark.parametrize("failure", named([DENIED, FULL, GONE]))
 async def test_a_refusal_is_final(failure: Failure) -> None:
     a, b = Endpoint("a", failure, failure), Endpoint("b")
-    for call in (cluster(a, b).range(Range(b"k")), cluster(a, b).txn(Txn())):
+    for call in (cluster(a, b).range(Range(b"k")), cluster(a, b).txn(CHANGE)):
         with pytest.raises(Failure):
             await call
     assert (a.calls, b.calls) == (2, 0)
@@ -149,7 +150,7 @@ async def test_one_host_alone_is_asked_twice_at_most(failure: Failure, writes: i
     await cluster(a).range(Range(b"k"))
     assert a.calls == 2
     a = Endpoint("a", *[failure] * 5)
-    for call, times in ((cluster(a).range(Range(b"k")), 2), (cluster(a).txn(Txn()), writes)):
+    for call, times in ((cluster(a).range(Range(b"k")), 2), (cluster(a).txn(CHANGE), writes)):
         a.calls = 0
         with pytest.raises(Failure):
             await call

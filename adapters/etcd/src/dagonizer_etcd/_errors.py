@@ -73,16 +73,18 @@ _BY_CODE: dict[Code, tuple[type[StoreError], str]] = {
 AUTH_DISABLED = "etcdserver: authentication is not enabled"
 COMPACTED = "etcdserver: mvcc: required revision has been compacted"
 NO_LEADER = "etcdserver: no leader"
+NO_SPACE = "etcdserver: mvcc: database space exceeded"
+NO_USER = "etcdserver: user name is empty"
 FORKED = "gRPC cannot be used in a process that was forked from one which had used it"
 # Each says that the request was refused before anything was done, for want of a valid token.
 _WANTS_TOKEN = (
     "etcdserver: invalid auth token",
     "etcdserver: revision of auth store is old",
-    "etcdserver: user name is empty",
+    NO_USER,
 )
 _BY_MESSAGE: dict[str, tuple[type[StoreError], str]] = {
     "etcdserver: authentication failed, invalid user ID or password": (StoreAccessError, _ACCESS),
-    "etcdserver: user name is empty": (StoreAccessError, "the server wants a user: etcd://user:password@host"),
+    NO_USER: (StoreAccessError, "the server wants a user: etcd://user:password@host"),
     "etcdserver: revision of auth store is old": (StoreUnavailableError, "users or roles are being changed; try again"),
     "etcdserver: too many requests": (StoreUnavailableError, "the server is overloaded; try again later"),
     "etcdserver: request is too large": (

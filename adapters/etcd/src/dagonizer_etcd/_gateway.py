@@ -17,9 +17,12 @@ from dagonizer.connections import reset
 from dagonizer_etcd._config import address
 from dagonizer_etcd._errors import Code, Failure
 from dagonizer_etcd._transport import (
+    Alarm,
     Cluster,
     KeyValue,
+    Member,
     RangeReply,
+    Status,
     TxnReply,
     decoded,
     is_cancelled,
@@ -78,6 +81,8 @@ BY_CLASS: dict[type[Exception], tuple[Code, bool]] = {
 
 
 class _Header(msgspec.Struct):
+    cluster_id: int = 0
+    member_id: int = 0
     revision: int = 0
 
 
@@ -93,18 +98,9 @@ class _RangeReply(msgspec.Struct):
     more: bool = False
 
 
-class _Read(msgspec.Struct, frozen=True):
-    kvs: list[_KeyValue] = []
-
-
-class _Response(msgspec.Struct):
-    response_range: _Read = _Read()
-
-
 class _TxnReply(msgspec.Struct):
     header: _Header
     succeeded: bool = False
-    responses: list[_Response] = []
 
 
 class _Lease(msgspec.Struct):
@@ -113,6 +109,33 @@ class _Lease(msgspec.Struct):
 
 class _Token(msgspec.Struct):
     token: str
+
+
+class _Status(msgspec.Struct):
+    header: _Header
+    version: str
+    leader: int = 0
+    dbSize: int = 0  # noqa: N815 - as it is in the answer
+    dbSizeInUse: int = 0  # noqa: N815
+
+
+class _Member(msgspec.Struct):
+    ID: int
+    name: str = ""
+    isLearner: bool = False  # noqa: N815
+
+
+class _Members(msgspec.Struct):
+    members: list[_Member] = []
+
+
+class _Alarm(msgspec.Struct):
+    memberID: int  # noqa: N815
+    alarm: str
+
+
+class _Alarms(msgspec.Struct):
+    alarms: list[_Alarm] = []
 
 
 class _Error(msgspec.Struct):
@@ -183,18 +206,31 @@ class _GatewayEndpoint:
 
     async def range(self, request: Range, token: str) -> RangeReply:
         reply = await self._call("/kv/range", range_body(request), token, _RangeReply)
-        return RangeReply(_found(reply.kvs), reply.more, reply.header.revision)
+        found = [KeyValue(kv.key, kv.value, kv.mod_revision) for kv in reply.kvs]
+        return RangeReply(found, reply.more, reply.header.revision)
 
     async def txn(self, request: Txn, token: str) -> TxnReply:
         reply = await self._call("/kv/txn", txn_body(request), token, _TxnReply)
-        found = [_found(response.response_range.kvs) for response in reply.responses]
-        return TxnReply(reply.succeeded, reply.header.revision, found)
+        return TxnReply(reply.succeeded, reply.header.revision)
 
     async def grant(self, seconds: int, token: str) -> int:
         return (await self._call("/lease/grant", {"TTL": seconds}, token, _Lease)).ID
 
     async def authenticate(self, username: str, password: str) -> str:
         return (await self._call("/auth/authenticate", {"name": username, "password": password}, "", _Token)).token
+
+    async def status(self, token: str) -> Status:
+        said = await self._call("/maintenance/status", {}, token, _Status)
+        header = said.header
+        return Status(header.cluster_id, header.member_id, said.leader, said.version, said.dbSize, said.dbSizeInUse)
+
+    async def members(self, token: str) -> list[Member]:
+        reply = await self._call("/cluster/member/list", {}, token, _Members)
+        return [Member(member.ID, member.name, member.isLearner) for member in reply.members]
+
+    async def alarms(self, token: str) -> list[Alarm]:
+        reply = await self._call("/maintenance/alarm", {"action": "GET"}, token, _Alarms)
+        return [Alarm(alarm.memberID, alarm.alarm) for alarm in reply.alarms]
 
     async def distrust(self, seconds: float) -> None:
         if not isinstance(self._client, _Client):
@@ -249,10 +285,6 @@ class _GatewayEndpoint:
 async def _pieces(data: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(data), _PIECE):
         yield data[start : start + _PIECE]
-
-
-def _found(kvs: list[_KeyValue]) -> list[KeyValue]:
-    return [KeyValue(kv.key, kv.value, kv.mod_revision) for kv in kvs]
 
 
 def _options(config: EtcdConfig, context: ssl.SSLContext | None) -> dict[str, Any]:

@@ -21,9 +21,12 @@ from aetcd import rpc  # type: ignore[import-untyped]  # the same
 from dagonizer_etcd._config import address
 from dagonizer_etcd._errors import FORKED, Code, Failure
 from dagonizer_etcd._transport import (
+    Alarm,
     Cluster,
     KeyValue,
+    Member,
     RangeReply,
+    Status,
     TxnReply,
     is_cancelled,
     range_body,
@@ -87,13 +90,13 @@ class _GrpcEndpoint:
 
     async def range(self, request: Range, token: str) -> RangeReply:
         reply = await self._call(self._kv.Range, rpc.RangeRequest(**range_body(request)), token)
-        return RangeReply(_found(reply), reply.more, reply.header.revision)
+        found = [KeyValue(kv.key, kv.value, kv.mod_revision) for kv in reply.kvs]
+        return RangeReply(found, reply.more, reply.header.revision)
 
     async def txn(self, request: Txn, token: str) -> TxnReply:
         # From plain values: protobuf would encode and decode a message to put it into another.
         reply = await self._call(self._kv.Txn, rpc.TxnRequest(**txn_body(request)), token)
-        found = [_found(response.response_range) for response in reply.responses]
-        return TxnReply(reply.succeeded, reply.header.revision, found)
+        return TxnReply(reply.succeeded, reply.header.revision)
 
     async def grant(self, seconds: int, token: str) -> int:
         reply = await self._call(self._lease.LeaseGrant, rpc.LeaseGrantRequest(TTL=seconds), token)
@@ -106,6 +109,19 @@ class _GrpcEndpoint:
         token: str = reply.token
         return token
 
+    async def status(self, token: str) -> Status:
+        said = await self._call(self._maintenance.Status, rpc.StatusRequest(), token)
+        header = said.header
+        return Status(header.cluster_id, header.member_id, said.leader, said.version, said.dbSize, said.dbSizeInUse)
+
+    async def members(self, token: str) -> list[Member]:
+        reply = await self._call(self._cluster.MemberList, rpc.MemberListRequest(), token)
+        return [Member(member.ID, member.name, member.isLearner) for member in reply.members]
+
+    async def alarms(self, token: str) -> list[Alarm]:
+        reply = await self._call(self._maintenance.Alarm, rpc.AlarmRequest(action="GET"), token)
+        return [Alarm(alarm.memberID, rpc.AlarmType.Name(alarm.alarm)) for alarm in reply.alarms]
+
     async def distrust(self, seconds: float) -> None:
         # gRPC itself would find out by its pings, which a server wants to be rare.
         if time.monotonic() - self._answered > seconds:
@@ -117,6 +133,8 @@ class _GrpcEndpoint:
         self._kv: Any = rpc.KVStub(channel)
         self._lease: Any = rpc.LeaseStub(channel)
         self._auth: Any = rpc.AuthStub(channel)
+        self._maintenance: Any = rpc.MaintenanceStub(channel)
+        self._cluster: Any = rpc.ClusterStub(channel)
 
     async def _call(self, method: Any, message: Any, token: str) -> Any:  # noqa: ANN401 - see the class
         if token != self._token:
@@ -187,10 +205,6 @@ async def _forgotten(call: grpc.aio.UnaryUnaryCall) -> Any:  # noqa: ANN401 - a 
 def _metadata(token: str) -> grpc.aio.Metadata:
     # A member that has lost its leader then says so, instead of letting the request wait for one.
     return grpc.aio.Metadata(("hasleader", "true"), *((("token", token),) if token else ()))
-
-
-def _found(reply: Any) -> list[KeyValue]:  # noqa: ANN401 - a message of protobuf, which makes its classes at run time
-    return [KeyValue(kv.key, kv.value, kv.mod_revision) for kv in reply.kvs]
 
 
 def _open(

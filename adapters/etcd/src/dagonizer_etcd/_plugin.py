@@ -9,8 +9,9 @@ from dagonizer_etcd._config import PARAMETERS, SCHEMES, EtcdConfig
 from dagonizer_etcd._store import EtcdCheckpointStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
+    from dagonizer.diagnosis import Finding
     from dagonizer.url import Host, StoreURL
 
 
@@ -32,3 +33,12 @@ def dagonizer_open_store(url: StoreURL) -> EtcdCheckpointStore:
 def dagonizer_store_endpoints(url: StoreURL) -> Sequence[Host]:
     """Return the hosts of ``url``, each with its port."""
     return EtcdConfig.from_url(url).hosts
+
+
+@hookimpl
+def dagonizer_diagnose_store(url: StoreURL) -> AsyncIterator[Finding]:
+    """Examine the cluster of ``url``."""
+    # Whoever only opens a store has no need of it.
+    from dagonizer_etcd._diagnosis import diagnose  # noqa: PLC0415
+
+    return diagnose(EtcdConfig.from_url(url))

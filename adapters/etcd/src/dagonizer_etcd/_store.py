@@ -68,13 +68,16 @@ class _Header(msgspec.Struct, frozen=True):
     xxh3_128: str
 
 
-class _Names:
-    """The keys under a prefix."""
+class Names:
+    """The keys under a prefix. ``roots`` are what all of them begin with."""
 
     def __init__(self, prefix: str) -> None:
-        self._root = prefix.encode() + b"//"
-        self.unfinished_root = self._root + b"unfinished/"
-        self.entry_root = self._root + b"entry/"
+        root = prefix.encode() + b"//"
+        self.entry_root = root + b"entry/"
+        self.unfinished_root = root + b"unfinished/"
+        self._chunk_root = root + b"chunk/"
+        self._writer_root = root + b"writer/"
+        self.roots = (self.entry_root, self._chunk_root, self.unfinished_root, self._writer_root)
 
     def entry(self, key: bytes) -> bytes:
         return self.entry_root + key
@@ -90,15 +93,15 @@ class _Names:
         return self.unfinished_root + generation
 
     def writer(self, generation: bytes) -> bytes:
-        return self._root + b"writer/" + generation
+        return self._writer_root + generation
 
     def chunk(self, generation: bytes, index: int) -> bytes:
-        return self._root + b"chunk/%b/%08d" % (generation, index)
+        return self._chunk_root + b"%b/%08d" % (generation, index)
 
     def chunks(self, generation: bytes) -> Delete:
         """Return what deletes them all."""
-        chunks = self._root + b"chunk/%b/" % generation
-        return Delete(chunks, _end(chunks))
+        chunks = self._chunk_root + b"%b/" % generation
+        return Delete(chunks, end_of(chunks))
 
 
 class _Attempt(NamedTuple):
@@ -123,10 +126,10 @@ class EtcdCheckpointStore:
     def __init__(self, config: EtcdConfig | None = None, *, client: grpc.aio.Channel | AioClient | None = None) -> None:
         self._config = config or EtcdConfig()
         self._where = self._config.where
-        self._names = _Names(self._config.prefix)
+        self._names = Names(self._config.prefix)
         self._seen: dict[str, KeyValue] = {}
         self._connections: Connections[Cluster] = Connections(
-            _connector(self._config, client),
+            connector(self._config, client),
             timeout=self._config.timeout,
             owner=type(self),
             distrust=Cluster.distrust,
@@ -168,7 +171,7 @@ class EtcdCheckpointStore:
         """Yield every key that starts with ``prefix``, in the order of their UTF-8 bytes, fetched 1,000 at a time."""
         self._connections.check_open()
         start = self._names.entry(prefix_bytes(prefix))
-        end = _end(start)
+        end = end_of(start)
         more = True
         while more:
             page = Range(start, end, limit=_PAGE, keys_only=True)
@@ -276,7 +279,7 @@ class EtcdCheckpointStore:
     async def _collect(self, cluster: Cluster) -> None:
         """Delete the chunks of writers that have died."""
         root = self._names.unfinished_root
-        reply = await cluster.range(Range(root, _end(root), limit=_AT_ONCE, keys_only=True))
+        reply = await cluster.range(Range(root, end_of(root), limit=_AT_ONCE, keys_only=True))
         for found in reply.found:
             generation = found.key[len(root) :]
             died = (
@@ -290,7 +293,7 @@ class EtcdCheckpointStore:
         writer = self._names.writer(generation)
         lease = await cluster.grant(min(math.ceil(self._config.timeout) + _LEASE_RESERVE, _LONGEST_LEASE))
         marks = Put(writer, b"", lease), Put(self._names.unfinished(generation), entry)
-        await cluster.txn(Txn(then=marks))
+        await cluster.txn(Txn((), marks))
         return _Attempt(generation, Condition(writer, "CREATE", "GREATER", 0))
 
     async def _put_chunks(self, cluster: Cluster, attempt: _Attempt, stored: bytes) -> _Header:
@@ -322,7 +325,7 @@ class EtcdCheckpointStore:
         return ()
 
     async def _load(self, cluster: Cluster, *, key: str, entry: bytes, attempts: int = _LOADS) -> VersionedJson | None:
-        reply = await cluster.read(Range(entry))
+        reply = await cluster.range(Range(entry))
         found = reply.found[0] if reply.found else KeyValue(entry, b"", 0)
         self._remember(key, found)
         if not reply.found:
@@ -361,9 +364,10 @@ class EtcdCheckpointStore:
         return stored
 
 
-def _connector(
-    config: EtcdConfig, client: grpc.aio.Channel | AioClient | None
+def connector(
+    config: EtcdConfig, client: grpc.aio.Channel | AioClient | None = None
 ) -> Callable[[], AbstractAsyncContextManager[Cluster]]:
+    """Return what connects as ``config`` says, or uses the caller's ``client``."""
     # Only the transport that is used is imported.
     theirs: Any = client
     gateway = config.gateway if theirs is None else hasattr(theirs, "call_rpc")
@@ -385,7 +389,7 @@ def _revision(version: str) -> int:
     return int(version) if _VERSION.fullmatch(version) else _NO_REVISION
 
 
-def _end(prefix: bytes) -> bytes:
+def end_of(prefix: bytes) -> bytes:
     """Return the end of the keys that start with ``prefix``, whose last byte, being UTF-8, is not the last there is."""
     return prefix[:-1] + bytes([prefix[-1] + 1])
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol, 
 
 import msgspec
 
+from dagonizer.errors import StoreAccessError
 from dagonizer_etcd._batch import Batch
 from dagonizer_etcd._errors import AUTH_DISABLED, Code, Failure
 
@@ -25,8 +26,8 @@ T = TypeVar("T")
 # A request that finds its connection broken has one more attempt, if it may.
 _FEWEST_ATTEMPTS = 2
 # etcd takes a transaction of 128 conditions and 128 operations by default; a change has two operations at most.
-_CHANGES, _READS = 64, 16
-_OPERANDS = {"CREATE": "create_revision", "MOD": "mod_revision"}
+_CHANGES = 64
+_OPERANDS = {"CREATE": "create_revision", "MOD": "mod_revision", "VALUE": "value"}
 # Of several changes, nothing was done. A server that is full says so although it has made them.
 _FAULT_OF_ONE = frozenset({Code.INVALID_ARGUMENT, Code.PERMISSION_DENIED})
 # Of the time that a call has waited in vain: a connection over which nothing has come for as long is given up.
@@ -34,12 +35,12 @@ _SILENCE = 0.5
 
 
 class Condition(NamedTuple):
-    """What a transaction asks about a key: the revision of its creation or last change (0: absent)."""
+    """What a transaction asks about a key: the revision of its creation or last change (0: absent), or its value."""
 
     key: bytes
-    field: Literal["CREATE", "MOD"]
+    field: Literal["CREATE", "MOD", "VALUE"]
     relation: Literal["EQUAL", "GREATER"]
-    operand: int
+    operand: int | bytes
 
 
 class Put(NamedTuple):
@@ -71,10 +72,14 @@ class Range(NamedTuple):
 
 
 class Txn(NamedTuple):
-    """Do ``then`` if all ``conditions`` hold."""
+    """Do ``then``, which is not empty, if all ``conditions`` hold.
 
-    conditions: tuple[Condition, ...] = ()
-    then: tuple[Put | Delete | Range, ...] = ()
+    It has no reads: an etcd before 3.4.23 and 3.5.7 ends with a panic when the client of a transaction that only reads
+    is gone before its answer (https://github.com/etcd-io/etcd/issues/14110 and 14891).
+    """
+
+    conditions: tuple[Condition, ...]
+    then: tuple[Put | Delete, ...]
 
 
 class KeyValue(NamedTuple):
@@ -94,14 +99,39 @@ class RangeReply(NamedTuple):
 
 
 class TxnReply(NamedTuple):
-    """Whether the conditions held, and the store's revision afterwards, which is that of every key put.
-
-    ``found`` is what each operation read; nothing, if it was another.
-    """
+    """Whether the conditions held, and the store's revision afterwards, which is that of every key put."""
 
     succeeded: bool
     revision: int
-    found: list[list[KeyValue]]
+
+
+class Status(NamedTuple):
+    """What a server says of itself: the numbers of its cluster, of itself and of its leader (0: none), and its version.
+
+    ``size`` is that of its file in bytes, of which ``used`` are in use.
+    """
+
+    cluster: int
+    member: int
+    leader: int
+    version: str
+    size: int
+    used: int
+
+
+class Member(NamedTuple):
+    """A member of the cluster. One that was never started has no ``name`` yet; a learner does not count."""
+
+    number: int
+    name: str
+    is_learner: bool
+
+
+class Alarm(NamedTuple):
+    """An alarm that ``member`` has raised: ``NOSPACE`` or ``CORRUPT``."""
+
+    member: int
+    kind: str
 
 
 class Endpoint(Protocol):
@@ -125,6 +155,18 @@ class Endpoint(Protocol):
         """Return a token."""
         ...
 
+    async def status(self, token: str) -> Status:
+        """Return what the server says of itself."""
+        ...
+
+    async def members(self, token: str) -> list[Member]:
+        """Return the members of the cluster."""
+        ...
+
+    async def alarms(self, token: str) -> list[Alarm]:
+        """Return the alarms that are on."""
+        ...
+
     async def distrust(self, seconds: float) -> None:
         """Leave the connections of ours over which nothing has come for that long, and which may be silent for ever."""
         ...
@@ -146,7 +188,6 @@ class Cluster:
         # So that time is left for the others; the whole operation is bounded elsewhere.
         self._patience = config.timeout / len(endpoints) if len(endpoints) > 1 else None
         self._timeout = config.timeout
-        self._reads = Batch(self.range, self._read_all, size=lambda _: 1, most=_READS, timeout=config.timeout)
         most = config.chunk_bytes
         self._changes = Batch(
             self.txn,
@@ -164,10 +205,6 @@ class Cluster:
         """Carry out a transaction."""
         return await self._call(lambda endpoint, token: endpoint.txn(request, token), repeatable=False)
 
-    async def read(self, request: Range) -> RangeReply:
-        """Read one key, linearizably, maybe in one request with others."""
-        return await self._reads.send(request)
-
     async def change(self, request: Txn) -> TxnReply:
         """Carry out a transaction that is likely to succeed, maybe in one request with others.
 
@@ -180,20 +217,42 @@ class Cluster:
         # A lease too many ends by itself.
         return await self._call(lambda endpoint, token: endpoint.grant(seconds, token), repeatable=True)
 
+    async def statuses(self) -> list[tuple[str, Status | Failure]]:
+        """Return of every host what it says of itself, or why it does not."""
+        asked = await asyncio.gather(*map(self._status, self._endpoints))
+        return [(endpoint.where, said) for endpoint, said in zip(self._endpoints, asked, strict=True)]
+
+    async def members(self) -> list[Member]:
+        """Return the members of the cluster."""
+        return await self._call(lambda endpoint, token: endpoint.members(token), repeatable=True)
+
+    async def alarms(self) -> list[Alarm]:
+        """Return the alarms that are on."""
+        return await self._call(lambda endpoint, token: endpoint.alarms(token), repeatable=True)
+
+    async def has_users(self) -> bool:
+        """Return whether the cluster asks who somebody is."""
+        name, password = self._username or "", self._password or ""
+        try:
+            await self._call(lambda endpoint, _: endpoint.authenticate(name, password), repeatable=True)
+        except Failure as failure:
+            if failure.details == AUTH_DISABLED:
+                return False
+            # Nobody has no name.
+            if name or failure.verdict[0] is not StoreAccessError:
+                raise
+        return True
+
+    async def _status(self, endpoint: Endpoint) -> Status | Failure:
+        try:
+            return await self._attempt(endpoint, lambda endpoint, token: endpoint.status(token))
+        except Failure as failure:
+            return failure
+
     async def distrust(self) -> None:
         """Leave connections that have gone silent, after an operation that took too long."""
         for endpoint in self._endpoints:
             await endpoint.distrust(self._timeout * _SILENCE)
-
-    async def _read_all(self, requests: Sequence[Range]) -> list[RangeReply] | None:
-        txn = Txn(then=tuple(requests))
-        try:
-            reply = await self._call(lambda endpoint, token: endpoint.txn(txn, token), repeatable=True)
-        except Failure as failure:
-            if failure.is_unavailability:
-                raise
-            return None
-        return [RangeReply(found, more=False, revision=reply.revision) for found in reply.found]
 
     async def _change_all(self, requests: Sequence[Txn]) -> list[TxnReply] | None:
         conditions = tuple(condition for request in requests for condition in request.conditions)
@@ -289,12 +348,10 @@ def _compare(condition: Condition) -> dict[str, Any]:
     }
 
 
-def _operation(operation: Put | Delete | Range) -> dict[str, Any]:
+def _operation(operation: Put | Delete) -> dict[str, Any]:
     if isinstance(operation, Put):
         return {"request_put": {"key": operation.key, "value": operation.value, "lease": operation.lease}}
-    if isinstance(operation, Delete):
-        return {"request_delete_range": {"key": operation.key, "range_end": operation.end}}
-    return {"request_range": range_body(operation)}
+    return {"request_delete_range": {"key": operation.key, "range_end": operation.end}}
 
 
 def _bytes(request: Txn) -> int:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import date, timedelta
 
 import pytest
 
@@ -27,7 +27,13 @@ from dagonizer_conformance.cli import main
 from dagonizer_conformance.mutants.reference import ReferenceHarness
 from dagonizer_conformance.report import FORMATS, render
 
-TODAY = datetime.now(UTC).date()
+TODAY = date(2026, 11, 30)
+
+
+@pytest.fixture(autouse=True)
+def today(monkeypatch):
+    # A run of the tests may last beyond midnight.
+    monkeypatch.setattr("dagonizer_conformance.harness._today", lambda: TODAY)
 
 
 class DictStore:
@@ -138,12 +144,16 @@ def test_a_required_level_makes_what_is_not_verified_fail(tmp_path):
         ({"reason": "", "until": TODAY}, "needs a reason"),
         ({"reason": "  ", "until": TODAY}, "needs a reason"),
         ({"reason": "known", "until": "2030-01-01"}, "needs the date"),
-        ({"reason": "known", "until": TODAY + timedelta(days=400)}, "a year at most"),
+        ({"reason": "known", "until": TODAY + timedelta(days=367)}, "a year at most"),
     ],
 )
 def test_a_deviation_needs_a_reason_and_a_date(arguments, message):
     with pytest.raises(TargetError, match=message):
         Deviation(**arguments)
+
+
+def test_a_deviation_may_last_a_year():
+    assert not Deviation(reason="known", until=TODAY + timedelta(days=366)).expired
 
 
 class ForgetfulStore(DictStore):

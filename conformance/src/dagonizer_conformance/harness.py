@@ -35,6 +35,10 @@ _NAMESPACE = "{namespace}"
 _SHORTEST_SECRET = 6
 
 
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
@@ -54,13 +58,13 @@ class Deviation:
             raise TargetError("a deviation needs a reason: Deviation(reason='…', until=date(…))")
         if not isinstance(self.until, date) or isinstance(self.until, datetime):
             raise TargetError("a deviation needs the date until which it is tolerated: until=date(2027, 3, 31)")
-        if self.until > datetime.now(UTC).date() + _LONGEST_DEVIATION:
+        if self.until > _today() + _LONGEST_DEVIATION:
             raise TargetError(f"a deviation may last a year at most, not until {self.until}")
 
     @property
     def expired(self) -> bool:
         """Whether its date is past (UTC)."""
-        return datetime.now(UTC).date() > self.until
+        return _today() > self.until
 
 
 class Harness(ABC):

@@ -572,6 +572,23 @@ class TestFaults:
 
         asyncio.run(main())
 
+    def test_ends_if_cut_off(self):
+        async def load_and_give_up(store):
+            # Again and again, for on a busy machine a load may be given up before it was sent.
+            while await store.load("key") == "text":
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.002):
+                        await store.load("key")
+
+        async def main():
+            async with opened(faults=["slow", "ends-if-cut-off"]) as (_, store), asyncio.timeout(30):
+                await store.save("key", "text")
+                assert await store.load("key") == "text"
+                with pytest.raises(StoreUnavailableError):
+                    await load_and_give_up(store)
+
+        asyncio.run(main())
+
     def test_acknowledge_before_write(self):
         async def main():
             async with opened(faults=["acknowledge-before-write"]) as (harness, store):

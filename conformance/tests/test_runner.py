@@ -606,6 +606,14 @@ def test_a_mistake_is_answered_in_one_line(monkeypatch, capsys, arguments, messa
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize("arguments", [("memory://", "redis://:hunter2@h"), ("list", "redis://:hunter2@h")])
+def test_a_mistake_is_told_without_the_secrets_of_a_url(monkeypatch, capsys, arguments):
+    assert cli(monkeypatch, *arguments) == 3
+    told = capsys.readouterr().err
+    assert "redis://***@h" in told
+    assert "hunter2" not in told
+
+
 def test_the_command_lists_and_explains(monkeypatch, capsys):
     assert cli(monkeypatch, "list", "--json") == 0
     assert "basic.round-trip" in {case["id"] for case in json.loads(capsys.readouterr().out)}
@@ -727,3 +735,29 @@ def test_what_a_store_prints_is_not_among_the_json(tmp_path):
     )
     assert json.loads(ran.stdout)["exit_code"] == ran.returncode == 0
     assert "loading" in ran.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
+@pytest.mark.parametrize(
+    ("arguments", "redirection", "code", "message"),
+    [
+        (["memory://", "-k", "basic.round-trip"], ">/dev/full", 3, "cannot write to standard output: No space left"),
+        (["memory://", "-k", "basic.round-trip", "--json"], ">&-", 3, "cannot write to standard output: Bad file desc"),
+        (["list"], ">&-", 3, "cannot write to standard output: Bad file descriptor"),
+        (["list"], "| true", 141, ""),
+        (["memory://", "-k", "basic.round-trip"], "| true", 141, ""),
+        (["memory://", "-k", "basic.round-trip", "--report=json=/dev/full"], "", 3, "cannot write /dev/full: No space"),
+        (["memory://", "-k", "basic.round-trip"], ">&- 2>&-", 3, ""),
+    ],
+)
+def test_what_cannot_be_written_is_no_verdict_on_the_store(arguments, redirection, code, message):
+    ran = subprocess.run(
+        ["bash", "-c", f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}', "bash", *COMMAND, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert ran.returncode == code, ran.stderr
+    assert message in " ".join(ran.stderr.split())
+    assert "Traceback" not in ran.stderr

@@ -22,6 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dagonizer.cli.discretion import DiscreetGroup
+from dagonizer.cli.outcome import PIPE_CLOSED
+from dagonizer.cli.streams import OutputError, PipeClosedError, flushed, guard_streams
 from dagonizer_conformance.cases import all_cases
 from dagonizer_conformance.context import Budget
 from dagonizer_conformance.interruption import abandoned
@@ -53,6 +56,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 app = typer.Typer(
     name="dagonizer-conformance",
+    cls=DiscreetGroup,
     help="Tell whether a checkpoint store keeps the contract. `dagonizer-conformance URL` is short for `run URL`.",
     no_args_is_help=True,
     # The pretty exceptions of typer print local variables, and with them store URLs and their passwords.
@@ -103,7 +107,7 @@ def run_command(
                 observer=progress,
             )
         for kind, file in files:
-            file.write_text(render(finished, kind), encoding="utf-8")
+            _write(file, render(finished, kind))
         if json_output:
             stdout.write(render(finished, "json") + "\n")
             stdout.flush()
@@ -115,9 +119,8 @@ def run_command(
             code = code or 1
         if len(abandoned) > abandoned_before or not _ends(executor):
             sys.stderr.write("dagonizer-conformance: an operation of the store does not end, and is left behind\n")
-            stdout.flush()
             # It would hold up the end of the program for ever. Never 0, for such a store does not conform.
-            os._exit(code or 1)
+            os._exit(flushed(code or 1))
         return code
 
     # What a store prints must not come among what a script reads.
@@ -184,7 +187,7 @@ def compare(
     if html is not None:
         pages = {file.stem: file.with_suffix(".html") for file in reports if file.with_suffix(".html").is_file()}
         addresses = {name: quote(os.path.relpath(page, html.parent)) for name, page in pages.items()}
-        html.write_text(render_comparison(by_name, addresses), encoding="utf-8")
+        _write(html, render_comparison(by_name, addresses))
     code = worst_exit_code(by_name)
     short = [name for name, report in by_name.items() if require is not None and require not in report.levels]
     if short:
@@ -227,6 +230,7 @@ class _Ended(Exception):  # noqa: N818 - a result
 
 def main() -> None:
     """Run the command; print what a user can mend as one line."""
+    guard_streams()
     arguments = sys.argv[1:]
     if arguments and arguments[0] not in {"run", "list", "explain", "compare", "mutants", "--help"}:
         arguments = ["run", *arguments]
@@ -234,17 +238,21 @@ def main() -> None:
     sys.path.append(str(Path.cwd()))
     try:
         app(arguments)
+        code: object = 0
     except _Ended as ended:
-        sys.exit(ended.code)
-    except TargetError as exc:
+        code = ended.code
+    except PipeClosedError:
+        code = PIPE_CLOSED
+    except (TargetError, OutputError) as exc:
         _console(stderr=True).print(Text(f"dagonizer-conformance: {exc}", style="bold red"))
-        sys.exit(_KIT_ERROR)
+        code = _KIT_ERROR
     except SystemExit as exc:
         # 2 is typer's code for a mistake in the command, and here it would say that the store is inconclusive.
-        sys.exit(_KIT_ERROR if exc.code == _TYPER_MISTAKE else exc.code)
+        code = _KIT_ERROR if exc.code == _TYPER_MISTAKE else exc.code
     except Exception:  # noqa: BLE001 - 1 would say that the store does not conform
         traceback.print_exc()
-        sys.exit(_KIT_ERROR)
+        code = _KIT_ERROR
+    sys.exit(flushed(code))
 
 
 @contextmanager
@@ -289,6 +297,13 @@ def _report_file(text: str) -> tuple[str, Path]:
     if not Path(file).absolute().parent.is_dir():
         raise TargetError(f"--report {text}: there is no directory {Path(file).absolute().parent}")
     return kind, Path(file)
+
+
+def _write(file: Path, page: str) -> None:
+    try:
+        file.write_text(page, encoding="utf-8")
+    except OSError as exc:
+        raise TargetError(f"cannot write {file}: {exc.strerror}") from exc
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -57,11 +57,13 @@ class Operation(msgspec.Struct, frozen=True):
     name: str
     """The method: ``save``, ``load``, ``delete``, ``save_if``, …"""
     key: str
+    """The key, or the prefix of a listing."""
     argument: str | None
     """A short label of the text that was given, such as ``writer 2 #17``; None for methods without one."""
     started: float
+    """When it was called."""
     ended: float | None
-    """None when the call never returned."""
+    """When it returned; None when the call never returned."""
     outcome: str
     """A short label of what it returned or raised: ``None``, ``writer 1 #4``, ``CancelledError``, ``unknown``."""
 
@@ -70,7 +72,9 @@ class Result(msgspec.Struct, frozen=True):
     """How one case ended."""
 
     id: str
+    """Such as ``key.case-is-kept``."""
     group: str
+    """The part of the id before the dot."""
     level: Level | None
     """The level that the case counts for; None when it counts for a capability."""
     capability: Capability | None
@@ -80,6 +84,7 @@ class Result(msgspec.Struct, frozen=True):
     detail: str
     """Why, in one or more lines; may be empty for PASS."""
     seconds: float
+    """How long it took."""
     reproduction: str | None = None
     """The commands that reproduce a failure."""
     timeline: tuple[Operation, ...] = ()
@@ -94,15 +99,21 @@ class Report(msgspec.Struct, frozen=True):
     namespaces: str
     """How the run kept its keys apart from others, in a few words."""
     seed: int
+    """What its random choices began with; another run with it makes the same."""
     budget: str
+    """``smoke``, ``default`` or ``soak``."""
     started: str
     """UTC, ISO 8601."""
     seconds: float
+    """How long the run took."""
     kit_version: str
+    """The version of dagonizer-conformance."""
     python: str
+    """The version of Python."""
     complete: bool
     """Whether every case was run; a selection earns no level."""
     results: tuple[Result, ...]
+    """One for each case, in the order in which they ran."""
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -32,6 +32,8 @@ _MOMENT = 0.002
 _TO_REPLAY = 0.1
 _TO_ARRIVE = 0.5
 _MANY = 64 * 1024
+_LARGE = 200_000
+_CROWD = 16
 _AT_ONCE = 50
 _TO_MEET = 0.02
 
@@ -243,6 +245,43 @@ async def half_reply(context: Context) -> None:
         loaded = await _outcome(client.load(key))
         _expect_truth(loaded, text, "a load whose reply was cut")
         await proxy.pass_through()
+
+
+@case(
+    "errors.cut-off-crowd",
+    capability=Capability.NETWORK,
+    oracle="the texts that were saved, and another client, which the network lets through",
+    seconds=120,
+)
+async def cut_off_crowd(context: Context) -> None:
+    """When the network cuts off a client that loads a lot at once, the backend serves the others as before."""
+    client, proxy = await context.through_proxy()
+    witness = await context.open()
+    texts = {key: context.text(key, size=_LARGE) for key in (context.key(f"{number}") for number in range(_CROWD))}
+    await asyncio.gather(*(witness.save(key, text) for key, text in texts.items()))
+
+    async def crowd() -> dict[str, object]:
+        loads = await asyncio.gather(*(_outcome(client.load(key)) for key in texts))
+        return dict(zip(texts, loads, strict=True))
+
+    # So that the time of the next ones is not that of connecting.
+    await crowd()
+    began = time.perf_counter()
+    await crowd()
+    duration = time.perf_counter() - began
+    for _ in range(context.scale(smoke=10, default=200, soak=2_000)):
+        loading = asyncio.create_task(crowd())
+        # The backend is to be in the middle of them.
+        await asyncio.sleep(duration * context.random.random())
+        await proxy.reset()
+        for key, loaded in (await loading).items():
+            _expect_truth(loaded, texts[key], "a load that was cut off among others")
+        key = context.random.choice(list(texts))
+        what = "what another client loaded after one that loaded a lot was cut off"
+        try:
+            expect_text(await witness.load(key), texts[key], what)
+        except _OUTAGE as exc:
+            raise Violation(f"{what} was not there to be loaded: {type(exc).__name__}: {exc}") from exc
 
 
 @case(

@@ -310,6 +310,11 @@ class HalfReplyIsNone(ReferenceStore):
             return None
 
 
+@mutant("ends-the-backend", "errors.cut-off-crowd", faults=("slow", "ends-if-cut-off"))
+class EndsTheBackend(ReferenceStore):
+    """The backend ends when it has an answer for a client that is gone."""
+
+
 @mutant("save-in-two-requests", "errors.half-request")
 class SaveInTwoRequests(ReferenceStore):
     """A save sends its text in two requests, the second of which may never come."""

@@ -55,6 +55,9 @@ class Backend:
         with self.lock:
             return self._run(head, body)
 
+    def look_at(self, client: socket.socket) -> None:
+        """Look at a client that is about to get its reply. There is nothing to see."""
+
     def _run(self, head: dict[str, Any], body: bytes) -> Frame:
         match head["command"]:
             case "get":
@@ -252,6 +255,19 @@ class VersionIsSecond(Backend):
         return super()._put(head, body)
 
 
+class EndsIfCutOff(Backend):
+    """The process ends when a client is gone before its answer."""
+
+    def look_at(self, client: socket.socket) -> None:
+        """End if there is no client any more."""
+        try:
+            gone = not client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        if gone:
+            os._exit(2)
+
+
 FAULTS = {
     "slow": Slow,
     "uneven": Uneven,
@@ -264,6 +280,7 @@ FAULTS = {
     "versions-restart": VersionsRestart,
     "version-of-backend": VersionOfBackend,
     "version-is-second": VersionIsSecond,
+    "ends-if-cut-off": EndsIfCutOff,
 }
 
 
@@ -293,6 +310,7 @@ def serve(backend: Backend, connection: socket.socket) -> None:
             while (request := read_frame(stream)) is not None:
                 head, body = request
                 reply, reply_body = backend.answer(head, body)
+                backend.look_at(connection)
                 connection.sendall(frame({"id": head["id"], **reply}, reply_body))
     except ConnectionError:
         # The client will not read the reply.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -156,6 +158,11 @@ async def users(store, server, folder, chance, *, timeout=TIMEOUT):
 @asynccontextmanager
 async def nothing_left(store):
     """Expect that the block leaves no task, thread or descriptor behind."""
+    # The event loop keeps each thread that it has ever needed, so it gets all that it may have beforehand.
+    threads = ThreadPoolExecutor()
+    asyncio.get_running_loop().set_default_executor(threads)
+    all_at_work = threading.Barrier(threads._max_workers)
+    await asyncio.gather(*(asyncio.to_thread(all_at_work.wait) for _ in range(all_at_work.parties)))
     before = Holdings.now()
     yield
     await expect_given_back(before, f"{store} and a bad network", seconds=MARGIN)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 120.0
 _PAUSE = 0.1
+_LOG_TAIL = 2_000
 _PASSWORD = "only-in-tests"
 
 
@@ -147,6 +148,12 @@ class Container:
         self._container.get_wrapped_container().start()
         self._wait()
 
+    def condition(self) -> str:
+        """Return its status, and the end of its log."""
+        container = self._container.get_wrapped_container()
+        container.reload()
+        return f"{container.status}\n{self._end_of_log()}"
+
     def stop(self) -> None:
         """Remove it with its data."""
         self._container.stop()
@@ -155,7 +162,10 @@ class Container:
         deadline = time.monotonic() + _PATIENCE
         while not self._recipe.ready(self._port):
             if time.monotonic() > deadline:
-                log = b"".join(self._container.get_logs()).decode(errors="replace")
+                log = self._end_of_log()
                 self.stop()
-                raise TimeoutError(f"the container of {self._container.image} does not serve:\n{log[-2000:]}")
+                raise TimeoutError(f"the container of {self._container.image} does not serve:\n{log}")
             time.sleep(_PAUSE)
+
+    def _end_of_log(self) -> str:
+        return b"".join(self._container.get_logs()).decode(errors="replace")[-_LOG_TAIL:]

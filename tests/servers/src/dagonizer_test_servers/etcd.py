@@ -98,6 +98,10 @@ class Etcd:
         shutil.rmtree(self.directory / "data")
         self._process = self._new_process("--initial-cluster-state", "existing")
 
+    def condition(self) -> str:
+        """Return whether its process runs, and the end of its log."""
+        return self._process.condition()
+
     def stop(self) -> None:
         """End it and remove its data."""
         self._process.kill()

@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dagonizer_test_servers.shared import KINDS, NoServerError, Server, shared, start_together, stop_all
+from dagonizer_test_servers.shared import (
+    KINDS,
+    NoServerError,
+    Server,
+    conditions,
+    shared,
+    start_together,
+    stop_all,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
 
 def _fixture(kind: str) -> Callable[[], Server]:
@@ -29,11 +37,24 @@ def _fixture(kind: str) -> Callable[[], Server]:
 postgres_server, redis_server, s3_server, etcd_server = map(_fixture, KINDS)
 
 
+def _used_by(*items: pytest.Item) -> list[str]:
+    names = {name for item in items for name in getattr(item, "fixturenames", ())}
+    return [kind for kind in KINDS if f"{kind}_server" in names]
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the servers that the selected tests ask for."""
-    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     if not session.config.option.collectonly:
-        start_together(kind for kind in KINDS if f"{kind}_server" in wanted)
+        start_together(_used_by(*session.items))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say of a failed test how its servers are, for they are gone with their logs when somebody reads it."""
+    report = yield
+    if report.failed:
+        report.sections += [(f"{kind} server", condition) for kind, condition in conditions(_used_by(item)).items()]
+    return report
 
 
 def pytest_unconfigure() -> None:

@@ -103,6 +103,10 @@ class Postgres:
             self._process.start()
             self._running = True
 
+    def condition(self) -> str:
+        """Return whether its process runs, and the end of its log."""
+        return self._process.condition()
+
     def stop(self) -> None:
         """End it and remove its data."""
         if self._running:

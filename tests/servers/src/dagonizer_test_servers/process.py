@@ -63,8 +63,7 @@ class Process:
         while not self._ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                tail = self._log.read_text(errors="replace")[-_LOG_TAIL:]
-                raise RuntimeError(f"{self._command[0]} did not start:\n{tail}")
+                raise RuntimeError(f"{self._command[0]} did not start:\n{self._end_of_log()}")
             time.sleep(_PAUSE)
 
     def kill(self) -> None:
@@ -74,6 +73,21 @@ class Process:
     def stop(self) -> None:
         """Ask it to end (SIGTERM), and kill it if it takes longer than ten seconds."""
         self._end(signal.SIGTERM)
+
+    def condition(self) -> str:
+        """Return whether it runs, and the end of its log."""
+        if self._process is None:
+            status = "it was killed"
+        elif self._process.poll() is not None:
+            status = f"it has ended by itself, with {self._process.returncode}"
+        else:
+            # The state, and the memory in KiB.
+            told = ["ps", "-o", "stat=,rss=", "-p", str(self._process.pid)]
+            status = f"it runs: {subprocess.run(told, check=False, capture_output=True, text=True).stdout.strip()}"
+        return f"{status}\n{self._end_of_log()}"
+
+    def _end_of_log(self) -> str:
+        return self._log.read_text(errors="replace")[-_LOG_TAIL:]
 
     def _end(self, how: signal.Signals) -> None:
         if self._process is None:

@@ -70,6 +70,10 @@ class Valkey:
         if not self._is_ready():
             self._process.start()
 
+    def condition(self) -> str:
+        """Return whether its process runs, and the end of its log."""
+        return self._process.condition()
+
     def stop(self) -> None:
         """End it and remove its data."""
         self._process.kill()

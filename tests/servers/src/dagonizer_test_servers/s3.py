@@ -134,6 +134,10 @@ class SeaweedFS:
         if not answers(self.ports["s3"]):
             self._process.start()
 
+    def condition(self) -> str:
+        """Return whether its process runs, and the end of its log."""
+        return self._process.condition()
+
     def stop(self) -> None:
         """End it and remove its data."""
         self._process.kill()

@@ -36,6 +36,10 @@ class Server(Protocol):
         """Start it again, on the same port with the same data; does nothing while it runs."""
         ...
 
+    def condition(self) -> str:
+        """Return what there is to know of it when a test has failed: whether it runs, and the end of its log."""
+        ...
+
     def stop(self) -> None:
         """End it and remove its data."""
         ...
@@ -54,6 +58,10 @@ class External:
     def up(self) -> None:
         """Do nothing."""
 
+    def condition(self) -> str:
+        """Return where to look, for it is not ours."""
+        return "the environment named it"
+
     def stop(self) -> None:
         """Do nothing."""
 
@@ -68,6 +76,11 @@ def shared(kind: str) -> Server:
         if kind not in _servers:
             _servers[kind] = _new(kind)
         return _servers[kind]
+
+
+def conditions(kinds: Iterable[str]) -> dict[str, str]:
+    """Return what there is to know of each that was started."""
+    return {kind: server.condition() for kind in kinds if (server := _servers.get(kind)) is not None}
 
 
 def start_together(kinds: Iterable[str]) -> None:

@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,10 @@ def dagonizer(*arguments, stdin="", **environment):
         timeout=60,
         check=False,
     )
+
+
+def on(url):
+    return {**os.environ, "DAGONIZER_STORE": url}
 
 
 def checkpoint(*executed, **state):
@@ -145,10 +151,11 @@ def test_every_command_with_json_prints_json(urls, tmp_path):
         ["verify", *urls],
         ["watch", "k", "--count", "0"],
         ["bench", urls[0], "--seconds", "0"],
+        ["doctor", urls[0]],
         ["rm", "--prefix", "k", "--yes"],
     ):
         ran = dagonizer(*arguments, "--json", DAGONIZER_STORE=urls[0])
-        assert ran.returncode == (1 if arguments[0] == "diff" else 0), (arguments, ran.stderr)
+        assert ran.returncode == (1 if arguments[0] in {"diff", "doctor"} else 0), (arguments, ran.stderr)
         json.loads(ran.stdout)
         assert ran.stderr == ""
 
@@ -162,6 +169,119 @@ def test_a_reader_that_has_seen_enough_is_no_error(urls):
         ran.stdout.close()
         assert ran.stderr.read() == ""
     assert ran.returncode == 141
+
+
+# Of every command, with what it needs to have something to say.
+TALKATIVE = [
+    ["--help"],
+    ["stores"],
+    ["ls"],
+    ["ls", "--null"],
+    ["show", "k"],
+    ["get", "k"],
+    ["put", "new", "FILE", "--json"],
+    ["rm", "old", "--json"],
+    ["validate", "k"],
+    ["diff", "k", "k2"],
+    ["copy", "SOURCE", "TARGET", "--json"],
+    ["verify", "SOURCE", "TARGET", "--json"],
+    ["watch", "k"],
+    ["bench", "memory://", "--seconds", "0"],
+    ["doctor", "memory://"],
+    ["demo"],
+]
+FULL = Path("/dev/full")
+CANNOT_WRITE = "error: cannot write to standard output: {}\n"
+
+
+def all_of_them(urls, tmp_path, run):
+    """Run every command, two at a time, and return what ``run`` returns, by command."""
+    fill(urls[0], {"k": checkpoint("a"), "k2": checkpoint("a", "b"), "old": checkpoint()})
+    (tmp_path / "file").write_text(checkpoint())
+    names = {"FILE": str(tmp_path / "file"), "SOURCE": urls[0], "TARGET": urls[1]}
+    with ThreadPoolExecutor(2) as pool:
+        ran = pool.map(lambda words: run([names.get(word, word) for word in words]), TALKATIVE)
+        return {" ".join(words): outcome for words, outcome in zip(TALKATIVE, ran, strict=True)}
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="only Linux has a device that is always full")
+def test_output_that_cannot_be_written_is_an_error_of_one_line(urls, tmp_path):
+    def to_full_disk(words):
+        with FULL.open("w") as full:
+            ran = subprocess.run(
+                command(*words), env=on(urls[0]), stdout=full, stderr=subprocess.PIPE, encoding="utf-8", check=False
+            )
+        return ran.returncode, ran.stderr
+
+    for words, (code, said) in all_of_them(urls, tmp_path, to_full_disk).items():
+        assert (code, said) == (3, CANNOT_WRITE.format("No space left on device")), words
+
+
+def test_every_command_ends_quietly_when_nobody_reads_it(urls, tmp_path):
+    def to_nobody(words):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "w") as pipe:
+            ran = subprocess.run(
+                command(*words), env=on(urls[0]), stdout=pipe, stderr=subprocess.PIPE, encoding="utf-8", check=False
+            )
+        return ran.returncode, ran.stderr
+
+    for words, ended in all_of_them(urls, tmp_path, to_nobody).items():
+        assert ended == (141, ""), words
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
+@pytest.mark.parametrize(
+    ("words", "redirection", "ended"),
+    [
+        (["ls"], ">&-", (3, CANNOT_WRITE.format("Bad file descriptor"))),
+        (["stores"], ">&-", (3, CANNOT_WRITE.format("Bad file descriptor"))),
+        (["no-such-command"], ">&- 2>&-", (2, "")),
+        (["rm", "absent"], "2>&-", (1, "")),
+        (["rm", "absent"], "2>/dev/full", (1, "")),
+        (["get", "k"], ">/dev/full 2>&-", (3, "")),
+        # What they do is done, and they have nothing to say.
+        (["put", "k", "FILE"], ">&- <&-", (0, "")),
+        (["get", "k"], "<&- 2>&-", (0, "")),
+        (["put", "k"], "<&-", (2, "error: cannot read -: Bad file descriptor\n")),
+        (["validate", "-"], "<&-", (2, "error: cannot read -: Bad file descriptor\n")),
+        (
+            ["rm", "--prefix", "k"],
+            "<&-",
+            (
+                2,
+                "error: 1 entry of URL whose keys start with k would be deleted; without a terminal to ask, say --yes\n",
+            ),
+        ),
+    ],
+)
+def test_a_stream_that_is_closed_gives_no_traceback_and_no_false_answer(urls, tmp_path, words, redirection, ended):
+    fill(urls[0], {"k": checkpoint("a")})
+    (tmp_path / "file").write_text(checkpoint())
+    words = [str(tmp_path / "file") if word == "FILE" else word for word in words]
+    ran = subprocess.run(
+        ["bash", "-c", f'exec "$@" {redirection}', "bash", *command(*words)],
+        env=on(urls[0]),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr.replace(f"file://{tmp_path}/source?fsync=***", "URL")) == ended
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
+def test_nothing_gets_the_number_of_a_stream_that_was_closed(urls):
+    # What a library writes to stderr would end up in the store's file.
+    program = "import os; from dagonizer.cli.streams import guard_streams; guard_streams(); print(os.open('.', 0) > 2)"
+    ran = subprocess.run(
+        ["bash", "-c", 'exec "$@" <&- 2>&-', "bash", sys.executable, "-c", program],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert ran.stdout == "True\n"
 
 
 def test_watch_sees_what_another_process_does_until_it_is_interrupted(urls):
@@ -207,6 +327,42 @@ def test_ctrl_c_at_the_question_deletes_nothing(urls):
     os.close(asking)
     os.close(answering)
     assert held(urls[0]) == {"k": "text"}
+
+
+# Interrupted again and again, somewhere in its writing.
+INTERRUPTED = """
+import signal, sys
+from dagonizer.cli.streams import guard_streams
+
+def interrupt(*_):
+    global writing
+    if writing:
+        writing = False
+        raise KeyboardInterrupt
+
+guard_streams()
+stream = getattr(sys, sys.argv[1])
+writing = False
+signal.signal(signal.SIGALRM, interrupt)
+signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+for number in range(20_000):
+    try:
+        writing = True
+        stream.write(f"{number}\\n")
+        stream.flush()
+        writing = False
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no interval timer")
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_was_written_before_ctrl_c_is_not_written_again(stream):
+    ran = subprocess.run([sys.executable, "-c", INTERRUPTED, stream], capture_output=True, check=False)
+    written = [int(line) for line in getattr(ran, stream).splitlines()]
+    assert written == sorted(set(written))
+    assert len(written) > 1_000
 
 
 @pytest.mark.parametrize("key", ["a\nb\x1b", "-k", "..", "é 🦆"])

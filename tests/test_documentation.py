@@ -4,9 +4,11 @@ import os
 import re
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from pages import PAGES, TOLD_ELSEWHERE, NoServers, Story, blocks, needs_servers
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,15 +27,16 @@ def test_an_example_prints_what_the_readme_says(source, output):
     assert (ran.stdout, ran.stderr) == (output, "")
 
 
-def test_the_example_of_the_file_adapter_runs(tmp_path):
-    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "adapters/file/README.md").read_text(), re.DOTALL)
-    subprocess.run([sys.executable, "-W", "error", "-c", source], cwd=tmp_path, check=True)
-    assert (tmp_path / "checkpoints").is_dir()
-
-
 def test_the_two_commands_are_one_line_each():
     assert len(COMMANDS) == 2
     assert all("\n" not in command for command in COMMANDS)
+
+
+def test_the_first_command_installs_what_there_is_and_shows_the_demo():
+    environment, installation, demo = COMMANDS[0].split(" && ")
+    assert environment == "python3 -m venv .venv"
+    assert re.findall(r"(?<=-e )\S+", installation) == ['"core[cli]"', "adapters/file"]
+    assert demo == ".venv/bin/dagonizer demo"
 
 
 def test_ci_runs_the_test_command_as_it_stands():
@@ -53,27 +56,51 @@ def test_the_python_of_the_contributing_guide_is_a_plugin():
     assert namespace["dagonizer_describe_store"]().schemes == ("acme",)
 
 
-# Ends the output of a command, and leaves its exit code to the next.
-MARK = "code=$?; printf '\\001'; (exit $code)"
+@pytest.mark.parametrize(("place", "test"), TOLD_ELSEWHERE.items())
+def test_what_is_told_elsewhere_is(place, test):
+    page, _, section = place.partition("#")
+    if f"## {section}\n" in (ROOT / page).read_text(encoding="utf-8") or not section:
+        assert (section or Path(page).name) in (ROOT / "tests" / test).read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the sessions are of a POSIX shell")
-def test_the_commands_of_the_page_on_the_command_line_print_what_it_says(tmp_path):
-    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
-    for name, source in re.findall(r'```python title="(.*?)"\n(.*?)```', page, re.DOTALL):
-        (tmp_path / name).write_text(source)
-    console = "".join(re.findall(r"```console\n(.*?)```", page, re.DOTALL))
-    session = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", console, re.MULTILINE)
-    script = "exec 2>&1\n" + "".join(f"{command}\n{MARK}\n" for command, _ in session)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "COLUMNS": "90", "PYTHONIOENCODING": "utf-8"}
-    environment.pop("DAGONIZER_STORE", None)
-    ran = subprocess.run(
-        ["bash"], input=script, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False
-    )
-    assert len(session) == 23
-    *outputs, rest = ran.stdout.split("\1")
-    assert (len(outputs), rest) == (len(session), "")
-    for (command, expected), printed in zip(session, outputs, strict=True):
-        pattern = ".*?".join(map(re.escape, expected.split("…")))
-        assert re.fullmatch(pattern, printed, re.DOTALL), f"$ {command}\n{printed}"
+@pytest.mark.parametrize("page", [p for p in PAGES if p not in TOLD_ELSEWHERE and not needs_servers(p)])
+def test_the_blocks_of_a_page_do_what_it_says(page, tmp_path):
+    Story(page, tmp_path / "folder", NoServers()).tell()
+
+
+WRONG = (
+    "```python\nprint(1)\n```\n\n```text\n2\n```\n",
+    "```python\nprint(1)\n```\n",
+    "```python\nraise SystemExit(1)\n```\n",
+    "```console\n$ echo 1\n2\n```\n",
+    "```console\nfalse\n```\n",
+    "```console\npip install dagonizer-nothing\n```\n",
+    '```console\n$ pip install "dagonizer[nothing]"\n```\n',
+    "```console\n.venv/bin/nox -s nothing\n```\n",
+    "```json\n{\n```\n",
+    "```toml\n=\n```\n",
+    '```python title="file.py"\n=\n```\n',
+    "```rust\n```\n",
+    "- ```python\n  ```\n",
+)
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_page_that_is_wrong_is_found(text, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises((AssertionError, ValueError, SyntaxError, FileNotFoundError)):
+        Story(str(page), tmp_path / "folder", NoServers()).tell()
+
+
+def test_the_schema_on_the_page_of_the_wire_format_is_the_one_that_is_shipped():
+    (shown,) = [block.body for block in blocks("docs/wire-format.md") if block.title == "checkpoint-1.json"]
+    assert shown == (files("dagonizer") / "schema" / "checkpoint-1.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_of_the_repository(page):
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)", text):
+        assert ((ROOT / page).parent / link).exists(), link

@@ -63,17 +63,19 @@ def write_the_methods(adapter):
     """Put the methods of the guide where the template has its own, and what they need beside the class."""
     store = adapter / FILE
     source = store.read_text()
-    needed = []
+    imports, functions = [], []
     for node in ast.parse(METHODS).body:
         written = ast.get_source_segment(METHODS, node)
         if isinstance(node, ast.AsyncFunctionDef):
             lines = written.splitlines(keepends=True)
             source = replaced(source, node.name, "    ".join(["", *lines]) + "\n")
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            imports.append(written)
         else:
-            needed.append(written)
-    source = source.replace("from contextlib import", "import sqlite3\nfrom contextlib import closing,")
-    source = source.replace("import Connections", "import Connections, in_thread")
-    store.write_text("\n\n\n".join([source.rstrip(), *needed]) + "\n")
+            functions.append(written)
+    first = "from contextlib import"
+    source = source.replace(first, "\n".join([*imports, first]))
+    store.write_text("\n\n\n".join([source.rstrip(), *functions]) + "\n")
 
 
 def replaced(source, name, method):

@@ -33,7 +33,8 @@ def suite(
     the environment variable ``DAGONIZER_CONFORMANCE_SEED`` stands in for ``seed``. A case that passes, passes; one that
     fails, is inconclusive or errs, fails; one that is tolerated is xfailed; one that cannot apply is skipped with its
     reason. With ``require``, a level, a case that this level needs fails unless it passes. The class can be neither
-    changed nor derived from: a case that was replaced would look like one that passed. Raises ``TargetError``.
+    changed nor derived from: a case that was replaced would look like one that passed. Raises ``TargetError``, and
+    ``ValueError`` for a ``require`` that is no level.
     """
     harness = resolve(target, allow_remote=allow_remote)
     if seed is None:

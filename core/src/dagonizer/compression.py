@@ -42,7 +42,10 @@ def check_compression(compression: Compression) -> None:
 
 
 def compress(value: bytes, compression: Compression) -> bytes:
-    """Return ``value``, compressed if it is large enough and shorter so. ``value`` must be UTF-8."""
+    """Return ``value``, compressed if it has 4 KiB to 1 GiB and is shorter so. ``value`` must be UTF-8.
+
+    Raises ``ModuleNotFoundError`` where ``zstandard`` is not installed, which ``check_compression`` tells before.
+    """
     if compression == "none" or not _LEAST_BYTES <= len(value) <= _MOST_BYTES:
         return value
     import zstandard  # noqa: PLC0415 - see the module

@@ -181,7 +181,8 @@ class Dagonizer(Generic[S]):
     ) -> Execution[S]:
         """Run a DAG from ``cursor``, as a fresh lifecycle on ``state``; the rest is as for ``execute``.
 
-        The histories of the run before, if given, stand before the new ones in the results.
+        The histories of the run before, if given, stand before the new ones in the results. Raises ``DAGError`` for a
+        DAG or a ``cursor`` that there is not, and for a state that is running.
         """
         dag = self._dag(dag_name)
         dag.placement(cursor)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dagonizer.errors import InvalidKeyError, InvalidValueError, StoreCorruptedError
 
 MAX_KEY_BYTES = 1024
-"""The longest key, in UTF-8 bytes."""
+"""The longest key, in UTF-8 bytes: the most that S3 allows for an object's name."""
 
 _SHOWN_CHARACTERS = 60
 

@@ -45,6 +45,8 @@ class StoreURL:
     """A parsed store URL, percent-decoded.
 
     ``str()`` and ``repr()`` show neither the credentials nor the values of the query, so a StoreURL may be logged.
+    ``path`` begins with a slash as in the URL, if it does there (``file:rel`` has none); ``query`` holds pairs of name
+    and value in their order; what the URL does not have is None or empty.
     """
 
     scheme: str

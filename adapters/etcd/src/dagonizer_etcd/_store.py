@@ -120,7 +120,8 @@ class EtcdCheckpointStore:
     revision of etcd in which the entry was changed last.
 
     Errors, besides those of ``dagonizer.keys``: ``StoreUnavailableError``, ``StoreAccessError``, ``StoreLimitError``,
-    ``StoreCorruptedError``, ``StoreClosedError``, and ``StoreError`` for a server that is not an etcd or too old.
+    ``StoreConflictError``, ``StoreCorruptedError``, ``StoreClosedError``, and ``StoreError`` for a server that is not
+    an etcd or too old, and for a compressed value where ``zstandard`` is not installed.
     """
 
     def __init__(self, config: EtcdConfig | None = None, *, client: grpc.aio.Channel | AioClient | None = None) -> None:

@@ -305,7 +305,7 @@ def _check_file_size() -> Finding:
     check = "file-size"
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit == resource.RLIM_INFINITY or limit >= _LARGEST_FILE:
-        return _good(check, "files may be as large as the largest value, 64 MiB")
+        return _good(check, "files may be larger than 64 MiB")
     return _warning(check, f"this process may not write files of more than {limit:,} bytes", "ulimit -f unlimited")
 
 

@@ -109,7 +109,8 @@ class FileCheckpointStore:
     in the event loop's default executor, a listing one and one more for every 256 files.
 
     Errors, besides those of ``dagonizer.keys``: ``StoreAccessError``, ``StoreLimitError``, ``StoreUnavailableError``,
-    ``StoreCorruptedError``, ``StoreClosedError``.
+    ``StoreConflictError``, ``StoreCorruptedError``, ``StoreClosedError``, and ``StoreError`` for a compressed value
+    where ``zstandard`` is not installed.
     """
 
     def __init__(self, config: FileConfig | str | os.PathLike[str]) -> None:

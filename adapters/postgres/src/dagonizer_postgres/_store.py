@@ -92,7 +92,7 @@ class PostgresCheckpointStore:
     is created by the first operation that misses it, unless ``create`` is ``"never"``.
 
     Errors, besides those of ``dagonizer.keys``: ``StoreUnavailableError``, ``StoreAccessError``, ``StoreLimitError``,
-    ``StoreCorruptedError``, ``StoreClosedError``.
+    ``StoreConflictError``, ``StoreCorruptedError``, ``StoreClosedError``.
     """
 
     @overload

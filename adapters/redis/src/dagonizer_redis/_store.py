@@ -52,7 +52,8 @@ class RedisCheckpointStore:
     ``RedisConfig``, and replace what it says. Making a store does no I/O.
 
     Errors, besides those of ``dagonizer.keys``: ``StoreUnavailableError``, ``StoreAccessError``, ``StoreLimitError``,
-    ``StoreCorruptedError``, ``StoreConflictError``, ``StoreClosedError``.
+    ``StoreConflictError``, ``StoreCorruptedError``, ``StoreClosedError``, and ``StoreError`` for a compressed value
+    where ``zstandard`` is not installed.
     """
 
     def __init__(

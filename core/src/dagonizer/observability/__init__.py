@@ -75,11 +75,12 @@ def traced(
 ) -> S:
     """Return ``store`` with a span and a measurement for every operation; it has the methods that ``store`` has.
 
-    Both follow OpenTelemetry's conventions for databases: a span of kind CLIENT, and the histogram
-    ``db.client.operation.duration`` in seconds. ``system`` is ``db.system.name`` (postgresql, redis, …), ``namespace``
-    ``db.namespace``, ``server`` ``server.address`` and ``server.port``. A span also has the document's size in UTF-8
-    bytes as ``dagonizer.document.size``, and with ``record_keys`` the key, or a listing's prefix, as ``dagonizer.key``
-    and the message of a ``StoreError`` as its status.
+    Both follow OpenTelemetry's conventions for databases (1.33 and later): a span of kind CLIENT, and the histogram
+    ``db.client.operation.duration`` in seconds. ``db.operation.name`` is the method (``save``, ``list_keys``, …), and
+    with ``namespace`` behind it the name of the span. ``system`` is ``db.system.name`` (postgresql, redis, …),
+    ``namespace`` ``db.namespace``, ``server`` ``server.address`` and ``server.port``. A span also has the document's
+    size in UTF-8 bytes as ``dagonizer.document.size``, and with ``record_keys`` the key, or a listing's prefix, as
+    ``dagonizer.key`` and the message of a ``StoreError`` as its status.
 
     An operation that raises has failed, and ``error.type`` is the class of what it raised, be it ``StoreConflictError``
     or ``CancelledError``. An absent entry is no failure. The span of a listing lasts from its first key to its last, or

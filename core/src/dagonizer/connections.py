@@ -83,22 +83,35 @@ class Connections(Generic[C]):
             mine.end()
 
     async def write(self, key: str, operation: Callable[[C], Awaitable[T]]) -> T:
-        """Do the same for an operation that changes the entry under ``key``, and finish it although it is cancelled.
+        """Do the same for an operation that changes the entry under ``key``, and finish it once it has begun.
 
-        The caller gets its ``CancelledError`` at once. The writes under ``key`` by this store and event loop are done
-        one after the other, in the order in which they came. So none that was cancelled can take effect after a later
-        one, and of many none is overtaken for ever, as it could be by a compare-and-swap. The timeout of each begins
-        when it is called, so one that takes too long may take those with it that came at the same time.
+        A caller that is cancelled gets its ``CancelledError`` at once, and its operation is done to its end, or not at
+        all if it still waits. The writes under ``key`` by this store and event loop are done one after the other, in
+        the order in which they came. So none that was cancelled can take effect after a later one, and of many none is
+        overtaken for ever, as it could be by a compare-and-swap. The timeout of each begins when it is called, so one
+        that takes too long may take those with it that came at the same time.
         """
         mine = self._of_this_loop()
         mine.begin()
         loop = asyncio.get_running_loop()
         # What is awaited is cancelled with the caller, so it is not the task.
         outcome: asyncio.Future[T] = loop.create_future()
-        task = loop.create_task(self._settle(outcome, mine, operation, mine.order(key)))
+        begun = False
+
+        async def begin(connection: C) -> T:
+            nonlocal begun
+            begun = True
+            return await operation(connection)
+
+        task = loop.create_task(self._settle(outcome, mine, begin, mine.order(key)))
         task.add_done_callback(partial(mine.end, outcome))
         try:
             return await outcome
+        except asyncio.CancelledError:
+            # Nothing was sent, and what is sent from now on could undo what another event loop saves meanwhile.
+            if not begun:
+                task.cancel()
+            raise
         finally:
             # Else what it raises would refer to itself by its traceback, and keep whatever the operation has used.
             del outcome

@@ -77,6 +77,9 @@ class StoreURL:
         if authority and "@" in path:
             # A password with an unescaped '/' would end up in the path, and in every message that shows it.
             raise StoreURLError(f"{scheme}: URL: write '/' in a password as %2F, and '@' in a path as %40")
+        if ":" in hosts and not userinfo and "@" in (query or ""):
+            # The beginning of such a password would be taken for a port.
+            raise StoreURLError(f"{scheme}: URL: write '?' in a password as %3F, and '@' in a query as %40")
         return cls(
             scheme=scheme,
             username=_decode(scheme, "user name", username) or None,

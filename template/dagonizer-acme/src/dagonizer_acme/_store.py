@@ -34,11 +34,12 @@ class AcmeCheckpointStore:
         self._beginning = config.prefix.replace("%", "%25").replace(":", "%3A").encode() + b":"
         self._connections = Connections(self._connect, timeout=config.timeout, owner=type(self))
 
-    # These three are to be written, in terms of whatever ``_connect`` yields. A cancelled save goes on to its end, and
-    # those of one key are done one after the other. But what takes longer than ``timeout`` is cancelled, and must not
-    # take effect later. So a function that blocks belongs into ``in_thread`` of ``dagonizer.connections``, which waits
-    # for it where ``asyncio.to_thread`` does not, with ``timeout`` for itself; and a connection that owes an answer is
-    # closed, see ``reset`` there. Keep to bytes: a name may hold any character, and no two may meet.
+    # These three are to be written, in terms of whatever ``_connect`` yields. A save that has begun goes on to its end
+    # when it is cancelled, and those of one key are done one after the other. But what takes longer than ``timeout`` is
+    # cancelled, and must not take effect later. So a function that blocks belongs into ``in_thread`` of
+    # ``dagonizer.connections``, which waits for it where ``asyncio.to_thread`` does not, with ``timeout`` for itself;
+    # and a connection that owes an answer is closed, see ``reset`` there. Keep to bytes: a name may hold any character,
+    # and no two may meet.
 
     async def _save(self, client: AcmeConfig, name: bytes, value: bytes) -> None:
         """Put ``value`` under ``name``, replacing at once what is there; return when it will outlive a crash."""

@@ -186,6 +186,66 @@ class Pooler:
         return head[:1], head[1:] + await reader.readexactly(length - 4)
 
 
+class Withholding:
+    """A proxy that can keep what clients send over the connections that they have, and deliver it when they are gone."""
+
+    def __init__(self, database: Database) -> None:
+        self._url = database.url
+        self._backend = int(database.url.rpartition(":")[2].partition("/")[0])
+        self._connections = self._withheld = 0
+        self._kept: asyncio.Queue[tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        """Stand before the server, and return the URL that leads here."""
+        async with await asyncio.start_server(self._serve, "127.0.0.1") as listener:
+            port = listener.sockets[0].getsockname()[1]
+            yield self._url.replace(f":{self._backend}/", f":{port}/")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = self._connections = self._connections + 1
+        replies, backend = await asyncio.open_connection("127.0.0.1", self._backend)
+        replying = asyncio.create_task(self._pump(replies, writer))
+        kept = b""
+        with contextlib.suppress(ConnectionError):
+            while chunk := await reader.read(65_536):
+                if number <= self._withheld:
+                    kept += chunk
+                else:
+                    backend.write(chunk)
+        replying.cancel()
+        await asyncio.wait({replying})
+        writer.close()
+        if kept:
+            self._kept.put_nowait((kept, replies, backend))
+        else:
+            backend.close()
+
+    def withhold(self) -> None:
+        """Keep what comes over the connections that there are. Those that are made later work."""
+        self._withheld = self._connections
+
+    async def deliver(self) -> None:
+        """Send the server what was kept of a connection that is gone, and wait until it has done all of it."""
+        async with asyncio.timeout(30):
+            kept, replies, backend = await self._kept.get()
+            backend.write(kept + b"X" + struct.pack("!I", 4))
+            await replies.read()
+            backend.close()
+
+    @staticmethod
+    async def _pump(replies: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while chunk := await replies.read(65_536):
+                writer.write(chunk)
+        writer.close()
+
+
+@pytest.fixture
+def withholding(database: Database) -> Withholding:
+    return Withholding(database)
+
+
 class PgBouncer:
     """The real one, with two connections to the server."""
 

@@ -31,14 +31,14 @@ from dagonizer.errors import (
 )
 from dagonizer.url import StoreURL
 from dagonizer_conformance.proxy import FaultProxy
-from dagonizer_postgres import PostgresCheckpointStore, PostgresConfig, _store
+from dagonizer_postgres import PostgresCheckpointStore, PostgresConfig, _pool, _store
 from dagonizer_postgres._config import TableConfig
 from dagonizer_postgres._pool import drop_idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from conftest import Database
+    from conftest import Database, Withholding
 
 
 def opened(url: str, **parameters: object) -> PostgresCheckpointStore:
@@ -704,6 +704,57 @@ async def test_a_save_that_timed_out_never_lands_on_a_later_one(database: Databa
             await store.delete("k")
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dagonizer' AND state = 'active'"
         assert await database.fetchval(waiting) == 0
+
+
+async def test_what_was_given_up_and_comes_late_does_nothing(withholding: Withholding) -> None:
+    async with withholding.running() as url, opened(url, timeout=1, pool_size=1) as store:
+
+        async def given_up(call: Coroutine[Any, Any, object], *meanwhile: Coroutine[Any, Any, object]) -> None:
+            withholding.withhold()
+            with pytest.raises(StoreUnavailableError, match="timeout"):
+                await call
+            for acknowledged in meanwhile:
+                await acknowledged
+            await withholding.deliver()
+
+        async def prepare() -> None:
+            # A statement that its connection does not know yet is not sent at once.
+            await store.save("other", "text")
+            await store.delete("other")
+            await store.save_if("other", "text", expected=None)
+            await store.delete("other")
+
+        for late in (lambda: store.save("k", "late"), lambda: store.delete("k")):
+            await prepare()
+            await given_up(late(), store.save("k", "acknowledged"))
+            assert await store.load("k") == "acknowledged"
+        for late in (lambda: store.save("k", "late"), lambda: store.save_if("k", "late", expected=None)):
+            await store.delete("k")
+            await prepare()
+            await given_up(late(), store.save("k", "acknowledged"), store.delete("k"))
+            assert await store.load("k") is None
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_clock_of_the_server_that_was_put_forward_or_back_is_asked_again(
+    database: Database, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(database.url, pool_size=1) as store:
+        await store.save("k", "before")
+        told = store._clocks._told
+        ((connection, (asked, said)),) = told.items()
+        told[connection] = asked, said + 3600 * hours
+        if hours > 0:
+            # Nobody is refused for it, but a minute later it is known.
+            await store.save("k", "in between")
+            monkeypatch.setattr(_pool, "_CLOCK_SECONDS", 0)
+        for change, text in ((store.delete("k"), None), (store.save("k", "after"), "after")):
+            told[connection] = asked, said + 3600 * hours
+            await change
+            assert await store.load("k") == text
+            asked, said = told[connection]
+            now = float(await database.fetchval("SELECT extract(epoch FROM clock_timestamp())"))
+            assert abs(said - now) < 60
 
 
 async def test_cut_off_operations_hold_no_connection(database: Database) -> None:

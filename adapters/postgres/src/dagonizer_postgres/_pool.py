@@ -10,7 +10,9 @@ import getpass
 import os
 import ssl
 from contextlib import asynccontextmanager, contextmanager, suppress
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 import asyncpg  # type: ignore[import-untyped]  # it has no types
 
@@ -36,6 +38,12 @@ _NOT_HERE = (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotEx
 
 # The function of the server that warns of a commit which has not waited for its synchronous standbys to the end.
 _GAVE_UP = "SyncRepWaitForLSN"
+
+CLOCK = "pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())"
+"""The server's clock, in seconds since 1970."""
+CLOCK_QUERY = f"SELECT {CLOCK}"
+# Within a minute the server's clock and ours drift apart by milliseconds at most.
+_CLOCK_SECONDS = 60.0
 
 # asyncpg has no types.
 Connection: TypeAlias = Any
@@ -146,6 +154,29 @@ def standbys_expected(connection: Connection) -> Iterator[None]:
             connection.remove_log_listener(listen)
     if warnings:
         raise ConnectionError("the wait for the synchronous standbys was cancelled, after the commit here")
+
+
+class ServerClocks:
+    """What the clock of a connection's server shows, by what it showed at most a minute ago."""
+
+    def __init__(self) -> None:
+        # By connection: when it was asked, by the event loop's clock, and what it said.
+        self._told: WeakKeyDictionary[Connection, tuple[float, float]] = WeakKeyDictionary()
+
+    async def at(self, moment: float, connection: Connection) -> float:
+        """Return what the server's clock shows at ``moment`` of the event loop's, or a little before."""
+        clock = asyncio.get_running_loop().time
+        asked, told = self._told.get(connection._con, (-inf, 0.0))  # noqa: SLF001 - what is lent is another object each time
+        if clock() - asked > _CLOCK_SECONDS:
+            told = await connection.fetchval(CLOCK_QUERY, timeout=moment - clock())
+            # What it said was so before its answer came.
+            asked = clock()
+            self._told[connection._con] = asked, told  # noqa: SLF001 - as above
+        return told + (moment - asked)
+
+    def forget(self, connection: Connection) -> None:
+        """Have the server asked again."""
+        self._told.pop(connection._con, None)  # noqa: SLF001 - as above
 
 
 async def expire(pool: asyncpg.Pool) -> None:

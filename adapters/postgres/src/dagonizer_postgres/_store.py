@@ -21,7 +21,17 @@ from dagonizer.errors import StoreAccessError, StoreConflictError, StoreCorrupte
 from dagonizer.keys import key_bytes, prefix_bytes, value_bytes
 from dagonizer_postgres._config import PostgresConfig, TableConfig
 from dagonizer_postgres._errors import translated
-from dagonizer_postgres._pool import borrowed, drop_idle, expire, lend_pool, open_pool, standbys_expected
+from dagonizer_postgres._pool import (
+    CLOCK,
+    CLOCK_QUERY,
+    ServerClocks,
+    borrowed,
+    drop_idle,
+    expire,
+    lend_pool,
+    open_pool,
+    standbys_expected,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -47,18 +57,24 @@ _DURABLY = """pg_catalog.set_config('synchronous_commit', CASE pg_catalog.curren
     pg_catalog.set_config('client_min_messages', CASE pg_catalog.current_setting('client_min_messages')
     WHEN 'error' THEN 'warning' ELSE pg_catalog.current_setting('client_min_messages') END, true) AS warned"""
 
+# A statement that a server without time for it, or a proxy, has kept back until its caller gave it up must not be
+# carried out after a later one. A request to cancel it does not help: a server that has not read it yet has nothing to
+# cancel. So each begins before its time is over, by the server's clock, or does nothing.
+_IN_TIME = f"{CLOCK} < $2::float8"
 _INSERT = """INSERT INTO {table} (key, json, revision, saved_at)
-    VALUES ($1::text, $2::text, $3::uuid, now()) ON CONFLICT (key) """
+    SELECT $1::text, $3::text, $4::uuid, now() WHERE {in_time} ON CONFLICT (key) """
 _SAVE = f"""{_INSERT} DO UPDATE SET json = excluded.json, revision = excluded.revision, saved_at = excluded.saved_at
     RETURNING {{durably}}"""
 _SAVE_NEW = f"{_INSERT} DO NOTHING RETURNING {{durably}}"
-_SAVE_OVER = """UPDATE {table} SET json = $2::text, revision = $3::uuid, saved_at = now()
-    WHERE key = $1::text AND revision = $4::uuid RETURNING {durably}"""
+_SAVE_OVER = """UPDATE {table} SET json = $3::text, revision = $4::uuid, saved_at = now()
+    WHERE key = $1::text AND revision = $5::uuid AND {in_time} RETURNING {durably}"""
 # Whoever has deleted the row may not have waited for the synchronous standbys to know, for which a transaction waits
 # only if it writes to the log. This message there is of no interest to anybody.
-_DELETE = """WITH deleted AS (DELETE FROM {table} WHERE key = $1::text RETURNING {durably})
-    SELECT pg_catalog.pg_logical_emit_message(true, 'dagonizer', '') FROM {durably}
-    WHERE pg_catalog.current_setting('synchronous_standby_names') <> '' AND NOT EXISTS (SELECT FROM deleted)"""
+_DELETE = """WITH now AS (SELECT WHERE {in_time}),
+    deleted AS (DELETE FROM {table} WHERE key = $1::text AND EXISTS (SELECT FROM now) RETURNING {durably})
+    SELECT (SELECT pg_catalog.pg_logical_emit_message(true, 'dagonizer', '')::text FROM {durably}
+        WHERE pg_catalog.current_setting('synchronous_standby_names') <> '' AND NOT EXISTS (SELECT FROM deleted))
+    FROM now"""
 _LOAD = "SELECT json, revision FROM {table} WHERE key = $1::text"
 _LIST_FROM = """SELECT key FROM {table} WHERE key COLLATE "C" >= $1::text ORDER BY key COLLATE "C" LIMIT $2::int8"""
 _LIST_AFTER = """SELECT key FROM {table} WHERE key COLLATE "C" > $1::text ORDER BY key COLLATE "C" LIMIT $2::int8"""
@@ -135,6 +151,7 @@ class PostgresCheckpointStore:
         self._connections: Connections[asyncpg.Pool] = Connections(
             connect, timeout=self._config.timeout, owner=type(self), distrust=drop_idle, limit=limit
         )
+        self._clocks = ServerClocks()
 
     @property
     def ddl(self) -> str:
@@ -160,7 +177,7 @@ class PostgresCheckpointStore:
         self._connections.check_open()
         key_bytes(key)
         sql = self._sql(_DELETE)
-        await self._write(key, f"delete {key!r}", lambda db, seconds: db.execute(sql, key, timeout=seconds))
+        await self._write(key, f"delete {key!r}", sql)
 
     async def load_versioned(self, key: str) -> VersionedJson | None:
         """Return the text under ``key`` with its version, or None. Raises ``StoreCorruptedError`` like ``load``."""
@@ -223,7 +240,7 @@ class PostgresCheckpointStore:
         await self.aclose()
 
     def _sql(self, statement: str) -> str:
-        return statement.format(table=self._config.qualified_table, durably=_DURABLY)
+        return statement.format(table=self._config.qualified_table, durably=_DURABLY, in_time=_IN_TIME)
 
     async def _save(self, statement: str, key: str, json: str, *revisions: UUID) -> bool:
         """Return whether a row was written."""
@@ -232,10 +249,7 @@ class PostgresCheckpointStore:
         if len(value_bytes(json)) > _MAX_VALUE_BYTES:
             raise StoreLimitError(f"the value under {key!r} has more than {_MAX_VALUE_BYTES:,} UTF-8 bytes")
         sql = self._sql(statement)
-        row = await self._write(
-            key, f"save {key!r}", lambda db, seconds: db.fetchrow(sql, key, json, *revisions, timeout=seconds)
-        )
-        return row is not None
+        return await self._write(key, f"save {key!r}", sql, json, *revisions)
 
     async def _page(self, statement: str, start: str) -> list[str]:
         sql = self._sql(statement)
@@ -253,16 +267,24 @@ class PostgresCheckpointStore:
         with translated(action, self._config, self._address):
             return await self._connections.read(read)
 
-    async def _write(self, key: str, action: str, statement: Callable[[Connection, float], Awaitable[T]]) -> T:
-        """Run ``statement``, and again only if the server says that it has done nothing."""
+    async def _write(self, key: str, action: str, sql: str, *values: object) -> bool:
+        """Run a statement, and again only if the server says that it has done nothing. Return whether it has a row."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + _SHARE * self._config.timeout
 
-        async def commit(db: Connection) -> T:
-            with standbys_expected(db):
-                return await statement(db, deadline - clock())
+        async def commit(db: Connection) -> bool:
+            while True:
+                until = await self._clocks.at(deadline, db)
+                with standbys_expected(db):
+                    row = await db.fetchrow(sql, key, until, *values, timeout=deadline - clock())
+                if row is not None:
+                    return True
+                if await db.fetchval(CLOCK_QUERY, timeout=deadline - clock()) < until:
+                    return False
+                # It was too late by the server's clock and not by ours: that one was put forward.
+                self._clocks.forget(db)
 
-        async def write(pool: asyncpg.Pool) -> T:
+        async def write(pool: asyncpg.Pool) -> bool:
             demoted = False
             while True:
                 try:

@@ -55,6 +55,8 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     breaks: bool = False
     """Whether the connection breaks instead."""
+    is_silent: bool = False
+    """Whether it never comes."""
 
 
 def refusal(status: int, code: str, message: str = "") -> Answer:
@@ -64,6 +66,7 @@ def refusal(status: int, code: str, message: str = "") -> Answer:
 
 OK = Answer(headers=ETAG)
 BROKEN = Answer(breaks=True)
+SILENT = Answer(is_silent=True)
 
 
 class Script:
@@ -73,6 +76,7 @@ class Script:
         self.answers = list(answers)
         self.requests: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
+        self.ended = asyncio.Event()
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if "Expect" in request.headers:
@@ -86,6 +90,8 @@ class Script:
         if answer.breaks:
             assert request.transport is not None
             request.transport.abort()
+        if answer.is_silent:
+            await self.ended.wait()
         return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
 
 
@@ -102,6 +108,7 @@ async def scripted(*answers: Answer, **options: Any) -> AsyncIterator[tuple[S3Ch
         async with S3CheckpointStore(config) as store:
             yield store, script
     finally:
+        script.ended.set()
         await runner.cleanup()
 
 
@@ -390,15 +397,109 @@ async def test_a_server_that_knows_no_conditions_is_told_none_again(status: int,
     assert conditions == [True, False, False, True, False]
 
 
-async def test_a_server_that_refuses_what_has_not_changed_is_told_no_condition_again() -> None:
-    refused = refusal(412, "PreconditionFailed")
+UNMET = refusal(412, "PreconditionFailed")
+GONE = refusal(404, "NoSuchKey")
+DONE = Answer(204)
+
+
+def requests_of(script: Script) -> list[str]:
+    """Return the methods, each with the condition, and in brackets if it is about the object that servers are tried with."""
+    shown = []
+    for (method, path), headers in zip(script.requests, script.headers, strict=True):
+        condition = headers.keys() & {"if-match", "if-none-match"}
+        request = " ".join((method, *condition))
+        shown.append(f"({request})" if path.startswith(f"/{BUCKET}/dagonizer.probe.") else request)
+    assert len({path for _, path in script.requests if "probe" in path}) <= 1
+    return shown
+
+
+@pytest.mark.parametrize("unmet", [UNMET, GONE])
+async def test_a_server_that_refuses_what_has_not_changed_is_told_no_condition_again(unmet: Answer) -> None:
     # Such as one that compares with the ETag without its quotes.
-    async with scripted(OK, *[refused, OK] * 3, OK, OK, OK) as (store, script):
+    tried = GONE, OK, OK, unmet, OK, DONE
+    async with scripted(OK, *[unmet, OK] * 3, *tried, OK, OK) as (store, script):
+        for text in ("v", "w", "x"):
+            await store.save("k", text)
+    tried_with = ["(GET)", "(PUT if-none-match)", "(GET)", "(PUT if-match)", "(GET)", "(DELETE)"]
+    in_vain = ["PUT if-match", "GET"] * 3
+    assert requests_of(script) == ["PUT if-none-match", *in_vain, *tried_with, "PUT", "PUT"]
+
+
+async def test_a_server_that_takes_nothing_for_absent_is_told_no_condition_again() -> None:
+    async with scripted(*[UNMET, GONE] * 3, GONE, UNMET, GONE, DONE, OK) as (store, script):
         await store.save("k", "v")
         await store.save("k", "w")
-        await store.save("k", "x")
-        assert [method for method, _ in script.requests] == ["PUT", *["PUT", "GET"] * 3, "PUT", "PUT"]
-        assert [bool(headers.keys() & {"if-match", "if-none-match"}) for headers in script.headers[-2:]] == [False] * 2
+    tried_with = ["(GET)", "(PUT if-none-match)", "(GET)", "(DELETE)"]
+    assert requests_of(script) == [*["PUT if-none-match", "GET"] * 3, *tried_with, "PUT", "PUT"]
+
+
+async def test_a_server_that_refuses_to_delete_what_has_not_changed_is_told_no_condition_again() -> None:
+    async with scripted(OK, *[UNMET, OK] * 3, OK, OK, UNMET, OK, DONE) as (store, script):
+        await store.delete("k")
+        await store.delete("k")
+    tried_with = ["(PUT)", "(GET)", "(DELETE if-match)", "(GET)", "(DELETE)"]
+    assert requests_of(script) == ["GET", *["DELETE if-match", "GET"] * 3, *tried_with, "DELETE", "DELETE"]
+
+
+async def test_a_server_that_is_tried_and_knows_no_condition_is_told_none_again() -> None:
+    async with scripted(*[UNMET, GONE] * 3, GONE, OK, OK, refusal(501, "NotImplemented"), DONE, OK) as (store, script):
+        await store.save("k", "v")
+    assert requests_of(script)[-3:] == ["(PUT if-match)", "(DELETE)", "PUT"]
+
+
+async def test_a_server_that_compares_is_tried_once_and_every_condition_kept() -> None:
+    tried = GONE, OK, OK, OK, DONE
+    async with scripted(*[UNMET, GONE] * 3, *tried, *[UNMET, GONE] * 4, OK) as (store, script):
+        await store.save("k", "v")
+    tried_with = ["(GET)", "(PUT if-none-match)", "(GET)", "(PUT if-match)", "(DELETE)"]
+    in_vain = ["PUT if-none-match", "GET"]
+    assert requests_of(script) == [*in_vain * 3, *tried_with, *in_vain * 4, "PUT if-none-match"]
+    tried = OK, OK, DONE, DONE
+    async with scripted(OK, *[UNMET, OK] * 3, *tried, *[UNMET, OK] * 4, DONE) as (store, script):
+        await store.delete("k")
+    tried_with = ["(PUT)", "(GET)", "(DELETE if-match)", "(DELETE)"]
+    in_vain = ["DELETE if-match", "GET"]
+    assert requests_of(script) == ["GET", *in_vain * 3, *tried_with, *in_vain * 4, "DELETE if-match"]
+
+
+@pytest.mark.parametrize(
+    "tried",
+    [
+        # Sent twice, and done the first time.
+        (GONE, UNMET, OK, OK, Answer(200, b"", {"ETag": '"b"'}), DONE),
+        (GONE, OK, OK, UNMET, Answer(200, b"", {"ETag": '"b"'}), DONE),
+        # It may not be put, or the server is busy.
+        (GONE, refusal(403, "AccessDenied"), DONE),
+        (GONE, OK, OK, refusal(503, "SlowDown"), DONE),
+        # It is as it should be, and may not be removed.
+        (GONE, OK, OK, OK, refusal(403, "AccessDenied")),
+    ],
+)
+async def test_what_is_not_known_of_a_server_is_not_concluded(tried: tuple[Answer, ...]) -> None:
+    async with scripted(*[UNMET, GONE] * 3, *tried, UNMET, GONE, OK) as (store, script):
+        await store.save("k", "v")
+    assert requests_of(script)[-4:] == ["(DELETE)", "PUT if-none-match", "GET", "PUT if-none-match"]
+
+
+async def test_who_may_delete_need_not_be_allowed_to_put() -> None:
+    denied = refusal(403, "AccessDenied")
+    async with scripted(OK, *[UNMET, OK] * 3, denied, DONE, UNMET, OK, DONE) as (store, script):
+        await store.delete("k")
+    assert requests_of(script)[-5:] == ["(PUT)", "(DELETE)", "DELETE if-match", "GET", "DELETE if-match"]
+    # What was put, and is gone.
+    async with scripted(OK, *[UNMET, OK] * 3, OK, GONE, DONE, DONE) as (store, script):
+        await store.delete("k")
+    assert requests_of(script)[-4:] == ["(PUT)", "(GET)", "(DELETE)", "DELETE if-match"]
+
+
+async def test_what_a_server_is_tried_with_is_removed_when_the_timeout_is_over() -> None:
+    async with scripted(*[UNMET, GONE] * 3, GONE, SILENT, timeout=5) as (store, script):
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailableError, match="timeout"):
+            await store.save("k", "v")
+        # The deletion of it is not waited for as long again.
+        assert time.monotonic() - began < 9
+        assert requests_of(script)[-2:] == ["(PUT if-none-match)", "(DELETE)"]
 
 
 async def test_an_archived_object_can_be_replaced_and_deleted() -> None:

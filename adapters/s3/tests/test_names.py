@@ -106,8 +106,10 @@ def test_what_is_not_a_name_has_no_key(segment: str) -> None:
 
 
 def test_the_probe_is_no_key() -> None:
-    assert names.key_in(names.PROBE) is None
-    assert not names.is_long(names.PROBE)
+    for segment in (names.PROBE, names.new_probe()):
+        assert names.key_in(segment) is None
+        assert not names.is_long(segment)
+    assert names.new_probe() != names.new_probe()
 
 
 @pytest.mark.parametrize("metadata", [{}, {"key": ""}, {"key": "?"}, {"key": "eA=="}, {"key": "_w=="}, {"key": "a"}])

@@ -39,7 +39,7 @@ from dagonizer_s3 import _names as names
 from dagonizer_test_servers.s3 import BUCKET, SeaweedFS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from dagonizer_test_servers import Server
 
@@ -301,28 +301,32 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 @asynccontextmanager
-async def withholding(config: S3Config) -> AsyncIterator[tuple[S3CheckpointStore, Withholding]]:
+async def withholding(config: S3Config, timeout: float = 2) -> AsyncIterator[tuple[S3CheckpointStore, Withholding]]:
     assert config.endpoint_url is not None
     proxy = Withholding(config.endpoint_url)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1")
     port = server.sockets[0].getsockname()[1]
-    store = S3CheckpointStore(changed(config, endpoint_url=f"http://127.0.0.1:{port}", timeout=2))
+    store = S3CheckpointStore(changed(config, endpoint_url=f"http://127.0.0.1:{port}", timeout=timeout))
     async with server, store:
         yield store, proxy
 
 
+async def expect_late_changes_undo_nothing(store: S3CheckpointStore, proxy: Withholding) -> None:
+    for given_up in (partial(store.save, "k", "late"), partial(store.delete, "k")):
+        for before in ("", "before"):
+            await store.save("k", before)
+            proxy.withholds = True
+            with pytest.raises(StoreUnavailableError, match="timeout"):
+                await given_up()
+            proxy.withholds = False
+            await store.save("k", "acknowledged")
+            assert await proxy.deliver() == 412
+            assert await store.load("k") == "acknowledged"
+
+
 async def test_what_was_given_up_and_comes_late_undoes_nothing(config: S3Config) -> None:
     async with withholding(config) as (store, proxy):
-        for given_up in (partial(store.save, "k", "late"), partial(store.delete, "k")):
-            for before in ("", "before"):
-                await store.save("k", before)
-                proxy.withholds = True
-                with pytest.raises(StoreUnavailableError, match="timeout"):
-                    await given_up()
-                proxy.withholds = False
-                await store.save("k", "acknowledged")
-                assert await proxy.deliver() == 412
-                assert await store.load("k") == "acknowledged"
+        await expect_late_changes_undo_nothing(store, proxy)
         await store.delete("k")
         # What was absent when it was given up, too.
         proxy.withholds = True
@@ -332,6 +336,48 @@ async def test_what_was_given_up_and_comes_late_undoes_nothing(config: S3Config)
         await store.save("k", "acknowledged")
         assert await proxy.deliver() == 412
         assert await store.load("k") == "acknowledged"
+
+
+def contended(
+    call: Callable[..., Awaitable[Any]],
+    name: str,
+    change: Callable[[], Awaitable[None]],
+    change_back: Callable[[], Awaitable[None]],
+) -> Callable[..., Awaitable[Any]]:
+    """Return ``call``, but for another client that changes the object ``name`` before it, and after it back, 5 times.
+
+    So whoever calls finds the object as it was, and yet is refused.
+    """
+    rounds = iter(range(5))
+
+    async def contend(**parameters: Any) -> Any:
+        if parameters["Key"] != name or next(rounds, None) is None:
+            return await call(**parameters)
+        await change()
+        try:
+            return await call(**parameters)
+        finally:
+            await change_back()
+
+    return contend
+
+
+async def test_what_others_change_as_well_says_nothing_of_the_server(config: S3Config) -> None:
+    name = f"{config.prefix}/shared.json"
+    async with withholding(config, timeout=30) as (store, proxy), S3CheckpointStore(config) as other:
+        client: Any = await store._connections._of_this_loop().connection()
+        save_theirs = partial(other.save, "shared", "theirs")
+        # Absent before and after.
+        client.put_object = contended(client.put_object, name, save_theirs, partial(other.delete, "shared"))
+        await store.save("shared", "mine")
+        # The same text before and after.
+        client.delete_object = contended(client.delete_object, name, save_theirs, partial(other.save, "shared", "mine"))
+        await store.delete("shared")
+        store._connections._timeout = 2
+        await expect_late_changes_undo_nothing(store, proxy)
+        assert await store.load("shared") is None
+        assert store._unconditional == other._unconditional == set()
+        assert objects(config) == ["k.json"]
 
 
 async def test_stores_that_change_one_entry_in_turn_see_each_other(config: S3Config) -> None:

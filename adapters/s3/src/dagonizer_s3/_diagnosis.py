@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import secrets
 import time
 from contextlib import aclosing
 from email.utils import parsedate_to_datetime
@@ -127,7 +126,7 @@ class _Examination:
         self._client: Any = client
         self._config = config
         self._base = f"{config.prefix}/" if config.prefix else ""
-        self._key = f"{self._base}{names.PROBE}.{secrets.token_hex(8)}"
+        self._key = self._base + names.new_probe()
         encryption = (("ServerSideEncryption", config.sse), ("SSEKMSKeyId", config.sse_kms_key_id))
         self._object = {"Key": self._key, "Body": _BODY, **{name: value for name, value in encryption if value}}
 

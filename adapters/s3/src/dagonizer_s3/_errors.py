@@ -215,7 +215,7 @@ _BY_EXCEPTION: tuple[tuple[tuple[type[BaseException], ...], Verdict], ...] = (
     ((sdk.BotoCoreError, aiohttp.ClientError, OSError), _SILENT),
 )
 _UNTRUSTED = (aiohttp.ClientConnectorCertificateError, FileNotFoundError, IsADirectoryError, PermissionError)
-_HANDLED = tuple(cls for classes, _ in _BY_EXCEPTION for cls in classes)
+DRIVER_ERRORS = (sdk.ClientError, *(cls for classes, _ in _BY_EXCEPTION for cls in classes))
 
 
 class Redirected(aiohttp.ClientError):
@@ -251,7 +251,7 @@ def translated(action: str, permission: str, place: str) -> Iterator[None]:
     except sdk.ClientError as exc:
         error, advice = _answered(exc, permission)
         raise error(f"could not {action} {place}: {_shown(exc)}; {advice}") from exc
-    except _HANDLED as exc:
+    except DRIVER_ERRORS as exc:
         error, advice = verdict_on(exc)
         what = "no answer within the timeout" if type(exc) is TimeoutError else f"{type(exc).__name__}: {exc}"
         raise error(f"could not {action} {place}: {what}; {advice}") from exc

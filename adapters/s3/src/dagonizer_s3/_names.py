@@ -19,6 +19,7 @@ import base64
 import binascii
 import hashlib
 import re
+import secrets
 from typing import TYPE_CHECKING
 
 from dagonizer.errors import InvalidKeyError
@@ -51,6 +52,11 @@ _CODE[ord("_")] = "__"
 _BYTE = {code: byte for byte, code in enumerate(_CODE)}
 
 _METADATA = "key"
+
+
+def new_probe() -> str:
+    """Return a segment that no key has, and that nobody else knows."""
+    return f"{PROBE}.{secrets.token_hex(8)}"
 
 
 def segment_of(key: bytes) -> str:

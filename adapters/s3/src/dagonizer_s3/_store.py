@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import random
 import re
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,7 +30,7 @@ from dagonizer.errors import (
 from dagonizer.keys import key_bytes, prefix_bytes, value_bytes, value_text
 from dagonizer_s3 import _names as names
 from dagonizer_s3._client import close_idle, connected
-from dagonizer_s3._errors import UNSUPPORTED, code_of, is_broken, status_of, translated
+from dagonizer_s3._errors import DRIVER_ERRORS, UNSUPPORTED, code_of, is_broken, status_of, translated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -60,8 +60,11 @@ _PAUSES = (0.01, 0.05, 0.2, 0.5, 1.0)
 _LOOKS = 16
 # Entries of which is remembered what was seen last, so that a change of theirs is one request.
 _REMEMBERED = 10_000
-# Refusals of what has not changed, after which a server is known not to compare as S3 does.
+# Refusals of what has not changed, after which the server is tried, for it may not compare as S3 does.
 _TRIES = 3
+_TRIED_WITH = b"what a store of dagonizer tries the server with; remove it"
+# Seconds that an operation may take longer to remove that.
+_TIDYING = 2.0
 _PUT, _DELETE = "put_object", "delete_object"
 
 _TO_SAVE = "s3:PutObject, s3:GetObject and s3:ListBucket, and use of the KMS key if one encrypts the object,"
@@ -80,7 +83,8 @@ class S3CheckpointStore:
     as it was configured, also those that may have taken effect.
 
     Errors, besides those of ``dagonizer.keys``: ``StoreAccessError``, ``StoreLimitError``, ``StoreUnavailableError``,
-    ``StoreConflictError``, ``StoreCorruptedError``, ``StoreClosedError``.
+    ``StoreConflictError``, ``StoreCorruptedError``, ``StoreClosedError``, and ``StoreError`` for a compressed value
+    where ``zstandard`` is not installed.
     """
 
     def __init__(self, config: S3Config, *, client: S3Client | None = None) -> None:
@@ -103,6 +107,8 @@ class S3CheckpointStore:
         self._seen: dict[str, str | None] = {}
         # Methods of the client, of whose conditions the server knows nothing, or not enough.
         self._unconditional: set[str] = set()
+        # Those that were tried, and whose conditions it knows.
+        self._conditional: set[str] = set()
 
     async def save(self, key: str, json: str) -> None:
         """Put ``json`` under ``key``, replacing what is there."""
@@ -215,7 +221,10 @@ class S3CheckpointStore:
         await self.aclose()
 
     def _place(self, key: bytes) -> dict[str, Any]:
-        return {"Bucket": self._config.bucket, "Key": self._base + names.segment_of(key)}
+        return self._at(names.segment_of(key))
+
+    def _at(self, segment: str) -> dict[str, Any]:
+        return {"Bucket": self._config.bucket, "Key": self._base + segment}
 
     def _object(self, key: str, json: str) -> dict[str, Any]:
         encoded = key_bytes(key)
@@ -242,10 +251,15 @@ class S3CheckpointStore:
         call = getattr(client, method)
         seen = self._seen.get(key)
         if method == _DELETE and seen is None and method not in self._unconditional:
-            seen = await self._look(client, key, place)
+            seen = await self._look(client, place)
+            self._remember(key, seen)
         in_vain = 0
         for pause in itertools.chain((0.0,), _PAUSES, itertools.repeat(_PAUSES[-1])):
-            if method in self._unconditional or in_vain == _TRIES:
+            if in_vain == _TRIES and method not in self._conditional:
+                # Others who change it and change it back look like a server that does not compare.
+                in_vain = 0
+                await self._try_conditions(client, method)
+            if method in self._unconditional:
                 break
             if method == _DELETE and seen is None:
                 return None
@@ -254,31 +268,69 @@ class S3CheckpointStore:
             except ClientError as exc:
                 if code_of(exc) in UNSUPPORTED:
                     break
-                # An absent object matches no ETag.
-                if status_of(exc) != HTTPStatus.PRECONDITION_FAILED and (seen is None or code_of(exc) not in _ABSENT):
+                if not _is_unmet(exc, seen):
                     raise
             await asyncio.sleep(pause * random.random())  # noqa: S311 - as below
-            before, seen = seen, await self._look(client, key, place)
+            before, seen = seen, await self._look(client, place)
+            self._remember(key, seen)
             in_vain = in_vain + 1 if seen == before else 0
         answer = await _settled(call, parameters)
         self._unconditional.add(method)
         return answer
 
-    async def _look(self, client: S3Client, key: str, place: Mapping[str, Any]) -> str | None:
-        """Return, and remember, the object's ETag, or None if there is none."""
-        etag: str | None = None
+    async def _try_conditions(self, client: S3Client, method: str) -> None:
+        """Learn from an object that nobody else knows whether the server refuses conditions that are true."""
+        place = self._at(names.new_probe())
+        probe = {**place, **self._encryption, "Body": _TRIED_WITH}
+        try:
+            if method == _DELETE:
+                await _settled(client.put_object, probe)
+                refused = await self._refuses(client, method, place, place)
+            else:
+                refused = await self._refuses(client, method, place, probe)
+                # Once more, now that it is there.
+                refused = refused or await self._refuses(client, method, place, probe)
+            (self._unconditional if refused else self._conditional).add(method)
+        except ClientError:
+            # Nothing is known then. Who may delete, for one, need not be allowed to put.
+            return
+        finally:
+            # Nothing depends on it.
+            with suppress(*DRIVER_ERRORS):
+                async with asyncio.timeout(min(_TIDYING, self._config.timeout)):
+                    await client.delete_object(**place)
+
+    async def _refuses(
+        self, client: S3Client, method: str, place: Mapping[str, Any], parameters: Mapping[str, Any]
+    ) -> bool:
+        """Return whether the server refuses to change an object under the condition that it is as it is."""
+        seen = await self._look(client, place)
+        if method == _DELETE and seen is None:
+            return False
+        try:
+            await _settled(getattr(client, method), {**parameters, **_condition(seen)})
+        except ClientError as exc:
+            if code_of(exc) in UNSUPPORTED:
+                return True
+            if not _is_unmet(exc, seen):
+                raise
+            # The change is made if it was sent twice, by the caller's client or a proxy, and the second was refused.
+            return await self._look(client, place) == seen
+        return False
+
+    async def _look(self, client: S3Client, place: Mapping[str, Any]) -> str | None:
+        """Return the object's ETag, or None if there is none."""
         try:
             # Not by HEAD, whose answer says neither why it is refused nor whether it is the bucket that is absent.
             answer = await client.get_object(**place, Range="bytes=0-0")
             async with answer["Body"]:
-                etag = self._etag(answer)
+                return self._etag(answer)
         except ClientError as exc:
             if code_of(exc) == _ARCHIVED or status_of(exc) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                etag = await self._look_again(client, place, exc)
-            elif code_of(exc) not in _ABSENT:
+                return await self._look_again(client, place, exc)
+            if code_of(exc) not in _ABSENT:
                 raise
-        self._remember(key, etag)
-        return etag
+        return None
 
     async def _look_again(self, client: S3Client, place: Mapping[str, Any], refusal: ClientError) -> str | None:
         """Return the ETag of an object that was there, but has no bytes, or none that can be read."""
@@ -370,7 +422,7 @@ class S3CheckpointStore:
         """Raise ``StoreAccessError`` if the server does not compare versions. Asked once, of an object there is not."""
         if self._compares:
             return
-        probe: dict[str, Any] = {"Bucket": self._config.bucket, "Key": self._base + names.PROBE}
+        probe = self._at(names.PROBE)
         try:
             await client.put_object(**probe, **self._encryption, Body=b"", IfMatch=_NO_VERSION)
         except ClientError as exc:
@@ -431,6 +483,11 @@ async def _settled(call: Callable[..., Awaitable[Answer]], parameters: Mapping[s
                 raise
         await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - only to come at another time than others
     return await call(**parameters)
+
+
+def _is_unmet(refusal: ClientError, seen: str | None) -> bool:
+    """Return whether the server says that the object has not the ETag ``seen``. An absent one matches none."""
+    return status_of(refusal) == HTTPStatus.PRECONDITION_FAILED or (seen is not None and code_of(refusal) in _ABSENT)
 
 
 def _condition(seen: str | None) -> Mapping[str, str]:

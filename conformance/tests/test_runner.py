@@ -20,10 +20,12 @@ from dagonizer_conformance import (
     Status,
     TargetError,
     Unverified,
+    Violation,
     run,
     suite,
 )
 from dagonizer_conformance.cli import main
+from dagonizer_conformance.context import all_of
 from dagonizer_conformance.mutants.reference import ReferenceHarness
 from dagonizer_conformance.report import FORMATS, render
 
@@ -99,6 +101,25 @@ def test_a_selection_earns_no_level():
     report = run_now("memory://", only="basic.round-trip")
     assert [result.status for result in report.results] == [Status.PASS]
     assert report.levels == ()
+
+
+async def test_what_a_case_does_at_once_has_ended_before_its_failure_is_told():
+    begun, ended = asyncio.Event(), []
+
+    async def fail(error):
+        await begun.wait()
+        raise error
+
+    async def slow():
+        begun.set()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        ended.append("slow")
+
+    with pytest.raises(Violation):
+        await all_of(fail(Unverified("no hook")), fail(TimeoutError()), fail(Violation("lost")), slow())
+    assert ended == ["slow"]
+    assert await all_of(asyncio.sleep(0, 1), asyncio.sleep(0, None)) == [1, None]
 
 
 # Ways around it.

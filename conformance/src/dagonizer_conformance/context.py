@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from dagonizer import StoreURL
 from dagonizer.registry import store_endpoints
@@ -26,7 +26,7 @@ from dagonizer_conformance.process import ClientProcess
 from dagonizer_conformance.proxy import FaultProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
     from typing import Self
 
     from dagonizer.url import Host
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from dagonizer_conformance.harness import Harness
 
     Script = Callable[[Client], Awaitable[None]]
+
+T = TypeVar("T")
 
 _ENOUGH_OVERLAPS = 3
 _TO_SEE_IT_LATE = 0.5
@@ -184,7 +186,7 @@ class Context:
             clients = [await self.open() for _ in scripts]
             for client in clients:
                 client.chance = self._chance()
-            await _all_of(script(client) for script, client in zip(scripts, clients, strict=True))
+            await all_of(*(script(client) for script, client in zip(scripts, clients, strict=True)))
         else:
             await self._in_threads(scripts)
         calls = self.record.calls[before:]
@@ -205,7 +207,7 @@ class Context:
         A store whose methods never give way to the event loop passes, with a note: its tasks cannot meet.
         """
         before = len(self.record.calls)
-        await _all_of(script(client) for script in scripts)
+        await all_of(*(script(client) for script in scripts))
         calls = self.record.calls[before:]
         if not await self.gives_way():
             self.note = "its operations never give way to the event loop, so that tasks cannot meet inside them"
@@ -257,7 +259,7 @@ class Context:
                 await self._close(client)
 
         meet = await self.meeting(len(scripts))
-        await _all_of(in_thread(alone(script, self._chance())) for script in scripts)
+        await all_of(*(in_thread(alone(script, self._chance())) for script in scripts))
 
     def _chance(self) -> random.Random:
         return random.Random(self.random.getrandbits(64))  # noqa: S311 - chance that a seed repeats
@@ -397,7 +399,7 @@ class Context:
         client = await self._open(namespace)
         remaining = iter(keys)
         try:
-            await _all_of(delete_next() for _ in range(_CLEANERS))
+            await all_of(*(delete_next() for _ in range(_CLEANERS)))
         finally:
             await self._close(client)
 
@@ -458,12 +460,17 @@ def overlapped(calls: Sequence[Call]) -> bool:
     return min(within_another, on_one_key) >= _ENOUGH_OVERLAPS
 
 
-async def _all_of(operations: Iterable[Awaitable[None]]) -> None:
-    """Await all; raise the first failure, a violation before anything else, and a missed meeting last."""
+async def all_of(*operations: Awaitable[T]) -> list[T]:
+    """Await all to their ends, and return their results; raise the first failure, a violation before anything else.
+
+    What goes on after its case, as with ``asyncio.gather``, would meet the next one.
+    """
     outcomes = await asyncio.gather(*operations, return_exceptions=True)
-    failures = [outcome for outcome in outcomes if outcome is not None]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     if failures:
+        # A missed meeting is what comes of another's failure.
         raise min(failures, key=_rank)
+    return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
 
 
 def _rank(failure: BaseException) -> int:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dagonizer_conformance.case import case
+from dagonizer_conformance.context import all_of
 from dagonizer_conformance.interruption import cancel_after, cancel_at, within
 from dagonizer_conformance.leaks import Holdings, expect_given_back
 from dagonizer_conformance.outcomes import Inconclusive, Violation, expect, expect_text, shown
@@ -130,10 +131,10 @@ async def usable_afterwards(context: Context) -> None:
         return landed
 
     async def crowd(cut: Cut) -> bool:
-        landed = await asyncio.gather(
+        landed = await all_of(
             *(cut(partial(client.unbounded().load, key), f"load({shown(key)}), one of {_CROWD}") for key in texts)
         )
-        await asyncio.gather(*(expect_right(client, key, "load among others") for key in reversed(texts)))
+        await all_of(*(expect_right(client, key, "load among others") for key in reversed(texts)))
         return any(landed)
 
     async def unused(cut: Cut) -> bool:
@@ -277,7 +278,7 @@ async def _company(context: Context) -> AsyncIterator[None]:
         yield
     finally:
         leave.set()
-        await asyncio.gather(*others)
+        await all_of(*others)
 
 
 @case(
@@ -305,7 +306,7 @@ async def leaks_nothing(context: Context) -> None:
         return await cut(operation, "an operation")
 
     async def fill_pools() -> None:
-        await asyncio.gather(*(client.load(key) for _ in range(_MANY)))
+        await all_of(*(client.load(key) for _ in range(_MANY)))
 
     async def cancel(times: int) -> None:
         steps = [1] * len(kinds)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dagonizer.errors import StoreConflictError, StoreError
 from dagonizer_conformance.case import case
-from dagonizer_conformance.context import overlapped
+from dagonizer_conformance.context import all_of, overlapped
 from dagonizer_conformance.outcomes import Inconclusive, Unverified, Violation, expect, expect_text, shown
 from dagonizer_conformance.results import Capability
 
@@ -216,7 +216,7 @@ async def counter(context: Context) -> None:
 async def processes(context: Context) -> None:
     """When clients in several processes increment a counter by compare-and-swap, none of their increments is lost."""
     try:
-        remote = await asyncio.gather(context.process(), context.process())
+        remote = await all_of(context.process(), context.process())
     except Unverified as exc:
         # Where no other process can change anything, this one is all there is.
         context.note = str(exc)
@@ -226,7 +226,7 @@ async def processes(context: Context) -> None:
     await count.start()
     for _ in range(_ATTEMPTS):
         before = len(context.record.calls)
-        await asyncio.gather(*map(count.increment, everyone))
+        await all_of(*map(count.increment, everyone))
         await count.check()
         if _have_met(context.record.calls[before:], *(client.name for client in remote)):
             return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dagonizer import StoreAccessError, StoreCorruptedError, StoreUnavailableError
 from dagonizer_conformance.case import case
+from dagonizer_conformance.context import all_of
 from dagonizer_conformance.history import expect_linearizable
 from dagonizer_conformance.interruption import cancel_after, within
 from dagonizer_conformance.outcomes import Violation, expect, expect_text, shown
@@ -81,7 +82,7 @@ async def recovery(context: Context) -> None:
         for _ in range(context.scale(smoke=1, default=3, soak=30)):
             text = context.text(key)
             await _retried(context, partial(client.save, key, text))
-            await asyncio.gather(*(client.load(key) for _ in range(4)))
+            await all_of(*(client.load(key) for _ in range(4)))
             await outage.down()
             # Some clients only learn from a call that their connection is gone.
             await asyncio.gather(*(client.load(key) for _ in range(4)), return_exceptions=True)
@@ -113,7 +114,7 @@ async def misses(context: Context) -> None:
             expect_text(await client.load(absent), None, "what was loaded from an absent key")
         else:
             await client.delete(absent)
-    for loaded in await asyncio.gather(*(client.load(f"{absent} {number}") for number in range(_AT_ONCE))):
+    for loaded in await all_of(*(client.load(f"{absent} {number}") for number in range(_AT_ONCE))):
         expect_text(loaded, None, "what was loaded from an absent key")
     key = context.key()
     text = context.text(key)
@@ -182,7 +183,7 @@ async def half_open(context: Context) -> None:
     for _ in range(context.scale(smoke=1, default=1, soak=10)):
         # Slow, so that they meet, and each needs a connection of its own.
         await proxy.delay(_TO_MEET)
-        await _retried(context, lambda: asyncio.gather(*(client.load(key) for _ in range(_AT_ONCE))))
+        await _retried(context, lambda: all_of(*(client.load(key) for _ in range(_AT_ONCE))))
         await proxy.half_open()
         began = time.monotonic()
         loading, saving = client.load(key), client.save(touched, context.text(touched))
@@ -215,7 +216,7 @@ async def connection_reset(context: Context) -> None:
         old, new = context.text(key), context.text(key, size=_MANY)
         await witness.save(key, old)
         # Several, so that several connections are there to break.
-        await _retried(context, lambda: asyncio.gather(*(client.load(kept) for _ in range(3))))
+        await _retried(context, lambda: all_of(*(client.load(kept) for _ in range(3))))
         between, held = number % 3 == 0, number % 3 == 1
         if between:
             await proxy.reset()
@@ -258,7 +259,7 @@ async def cut_off_crowd(context: Context) -> None:
     client, proxy = await context.through_proxy()
     witness = await context.open()
     texts = {key: context.text(key, size=_LARGE) for key in (context.key(f"{number}") for number in range(_CROWD))}
-    await asyncio.gather(*(witness.save(key, text) for key, text in texts.items()))
+    await all_of(*(witness.save(key, text) for key, text in texts.items()))
 
     async def crowd() -> dict[str, object]:
         loads = await asyncio.gather(*(_outcome(client.load(key)) for key in texts))
@@ -348,12 +349,12 @@ async def slow_network(context: Context) -> None:
     witness = await context.open()
     keys = [context.key(f"{number}") for number in range(4)]
     texts = {key: context.text(key, size=_MANY) for key in keys}
-    await asyncio.gather(*(client.save(key, text) for key, text in texts.items()))
+    await all_of(*(client.save(key, text) for key, text in texts.items()))
     delay = 0.01
     await proxy.delay(delay)
 
     async def expect_all(client: Client) -> None:
-        for key, loaded in zip(keys, await asyncio.gather(*map(client.load, keys)), strict=True):
+        for key, loaded in zip(keys, await all_of(*map(client.load, keys)), strict=True):
             expect_text(loaded, texts[key], f"what {client.name} loaded from {shown(key)} over a slow network")
 
     await expect_all(client)

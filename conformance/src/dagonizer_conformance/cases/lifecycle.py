@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dagonizer import StoreClosedError
 from dagonizer_conformance.case import case
-from dagonizer_conformance.context import in_thread
+from dagonizer_conformance.context import all_of, in_thread
 from dagonizer_conformance.interruption import within
 from dagonizer_conformance.leaks import Holdings, expect_given_back
 from dagonizer_conformance.outcomes import Inconclusive, Violation, expect, expect_text, shown
@@ -35,7 +35,7 @@ async def double_close(context: Context) -> None:
         at_once = await context.open()
         if used:
             await at_once.load(key)
-        await asyncio.gather(at_once.aclose(), at_once.aclose())
+        await all_of(at_once.aclose(), at_once.aclose())
 
 
 @case("lifecycle.use-after-close", capability=Capability.CLOSE, oracle="a client that stays open")
@@ -79,7 +79,7 @@ async def close_spares_others(context: Context) -> None:
             await asyncio.sleep(0)
         met = met or any(call.ended is None for call in context.record.calls[before:])
         await client.aclose()
-        for loaded in await asyncio.gather(*loads):
+        for loaded in await all_of(*loads):
             expect_text(loaded, text, "what another client loaded during a close")
         for other in others:
             expect_text(await other.load(key), text, "what another client loaded after a close")
@@ -135,7 +135,7 @@ async def open_close_leaks_nothing(context: Context) -> None:
     async def cycle() -> None:
         client = await context.open()
         await client.save(key, context.text(key))
-        await asyncio.gather(client.load(key), client.load(key))
+        await all_of(client.load(key), client.load(key))
         await client.delete(key)
         await client.aclose()
         await context.close(client)
@@ -181,7 +181,7 @@ async def _use(context: Context, client: Client, where: str) -> None:
     key = context.key()
     text = context.text(key, writer=where)
     await client.save(key, text)
-    for loaded in await asyncio.gather(*(client.load(key) for _ in range(_CROWD))):
+    for loaded in await all_of(*(client.load(key) for _ in range(_CROWD))):
         expect_text(loaded, text, f"what was loaded in {where}")
     await client.delete(key)
     expect_text(await client.load(key), None, f"what was loaded in {where} after a delete")

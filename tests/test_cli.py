@@ -174,6 +174,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(urls):
 # Of every command, with what it needs to have something to say.
 TALKATIVE = [
     ["--help"],
+    ["--version"],
     ["stores"],
     ["ls"],
     ["ls", "--null"],
@@ -282,6 +283,32 @@ def test_nothing_gets_the_number_of_a_stream_that_was_closed(urls):
         check=False,
     )
     assert ran.stdout == "True\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_demo_that_is_ended_leaves_nothing_behind(urls, tmp_path, named, number):
+    (tmp_path / "tree").mkdir()
+    for name in "abc":
+        (tmp_path / "tree" / f"{name}.py").write_text("x = 1\n")
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    store = ["--store", urls[0]] if named else []
+    with subprocess.Popen(
+        command("demo", "--input", tmp_path / "tree", *store),
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as ran:
+        # The first worker has left its checkpoint, and the second is not there yet.
+        assert any(line.startswith("checkpoint:") for line in ran.stdout)
+        assert held(urls[0]) if named else list(folder.iterdir())
+        ran.send_signal(number)
+        assert ran.wait() == 130
+        assert ran.stderr.read().strip() == ""
+    assert held(urls[0]) == {}
+    assert list(folder.iterdir()) == []
 
 
 def test_watch_sees_what_another_process_does_until_it_is_interrupted(urls):
@@ -395,10 +422,14 @@ def test_each_shell_gets_its_completion(shell):
         ("dagonizer show run", ["run:1", "run:2"]),
         ("dagonizer copy fil", ["file://"]),
         ("dagonizer ls --lo", ["--long"]),
+        ("dagonizer diff run:1 --with-store URL run", ["run:3"]),
+        ("dagonizer --version wat", ["watch"]),
     ],
 )
 def test_the_shell_completes_commands_keys_schemes_and_options(urls, words, completed):
     fill(urls[0], {"run:1": "x", "other": "x", "run:2": "x"})
+    fill(urls[1], {"run:3": "x"})
+    words = words.replace("URL", urls[1])
     asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "DAGONIZER_STORE": urls[0]}
     ran = dagonizer(**asked, _DAGONIZER_COMPLETE="complete_bash")
     assert ran.stdout.splitlines() == completed, ran.stderr

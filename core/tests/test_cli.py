@@ -200,6 +200,31 @@ def test_the_demo_as_json(dagonizer, tree, shared):
     assert "worker 2" in done.stderr
 
 
+def test_the_demo_leaves_nothing_out_where_the_terminal_is_narrow(dagonizer, tree, shared):
+    done = dagonizer("demo", "--input", tree, "--store", f"testing://{shared}", width="40")
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if line[0:1] == "│"]
+    assert rows[0] == ["read", "ran", "from the checkpoint", "ran"]
+    assert [row[:2] + row[-1:] for row in rows[-4:]] == [
+        ["1", "a.py", "5 method"],
+        ["2", "d.py", "5 method"],
+        ["3", "pkg/b.py", "5 method"],
+        ["4", "pkg/c.py", "5 method"],
+    ]
+    assert "┃ complexity ┃ per 100 ┃ longest function ┃" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_the_demo_surveys_files_whatever_their_names(dagonizer, tree, shared):
+    for name in (b"\xff.py", b"\xff\xfe.py"):
+        Path(os.fsdecode(os.fsencode(tree) + b"/" + name)).write_text("x = 1\n")
+    done = dagonizer("demo", "--input", tree, "--store", f"testing://{shared}")
+    assert done.returncode == 0, done.stderr
+    assert "\\udcff\\udcfe.py" in done.stdout
+    found = json.loads(dagonizer("demo", "--input", tree, "--store", f"testing://{shared}", "--json").stdout)
+    assert "\udcff\udcfe.py" in [row["module"] for row in found["report"]["top"]]
+
+
 def test_the_report_does_not_depend_on_the_place(dagonizer, tree, shared, tmp_path):
     first = dagonizer("demo", "--input", tree, "--store", f"testing://{shared}", "--json")
     moved = tree.rename(tmp_path / "moved")
@@ -314,6 +339,17 @@ def test_stores(dagonizer):
     assert [cell.strip() for cell in row] == ["undescribed:", "", "testing-store"]
 
 
+@pytest.mark.parametrize("width", ["1", "40", "60"])
+def test_stores_leaves_nothing_out_where_the_terminal_is_narrow(dagonizer, width):
+    shown = " ".join(dagonizer("stores", width=width).stdout.replace("│", " ").split())
+    for store in json.loads(dagonizer("stores", "--json").stdout):
+        for text in (store["scheme"], store["distribution"], store["summary"] or "", store["error"] or ""):
+            assert text in shown
+        for parameter in store["parameters"]:
+            assert f"{parameter['name']} {parameter['description']} ({parameter['type']}" in shown
+    assert "…" not in shown
+
+
 def test_stores_as_json(dagonizer):
     done = dagonizer("stores", "--json")
     assert done.returncode == 0, done.stderr
@@ -331,19 +367,52 @@ def test_stores_as_json(dagonizer):
     assert "no_such_module" in listed["broken"]["error"]
 
 
-def test_without_typer_it_says_what_to_install():
-    hidden = "import sys; sys.modules['typer'] = None; from dagonizer.cli import main; main()"
+def run_python(program):
     path = os.pathsep.join((str(SOURCE), os.environ.get("PYTHONPATH", ""))).rstrip(os.pathsep)
-    done = subprocess.run(
-        [sys.executable, "-c", hidden],
+    return subprocess.run(
+        [sys.executable, "-c", program, "stores"],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         encoding="utf-8",
         timeout=60,
         check=False,
     )
+
+
+def test_without_typer_it_says_what_to_install():
+    done = run_python("import sys; sys.modules['typer'] = None; from dagonizer.cli import main; main()")
     assert done.returncode == 2
     assert done.stderr == 'the command line needs: pip install "dagonizer[cli]"\n'
+
+
+IMPORTING = """
+import signal, sys
+from dagonizer.cli import main
+
+class Importing:
+    def find_spec(name, *_):
+        if name == "typer":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Importing)
+main()
+"""
+ENDING = """
+import signal, sys
+import dagonizer.cli as cli
+
+def flushed(code):
+    signal.raise_signal(signal.SIGINT)
+
+cli.flushed = flushed
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("program", [IMPORTING, ENDING])
+def test_ctrl_c_before_and_after_a_command_is_one_too(program):
+    done = run_python(program)
+    assert (done.returncode, done.stderr) == (130, "\n")
 
 
 def _worker(**result):

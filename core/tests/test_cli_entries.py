@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +30,7 @@ from dagonizer import (
 )
 from dagonizer.cli import complete, main, measure, terminal
 from dagonizer.cli.checkpoints import find_differences, mermaid_lines
-from dagonizer.cli.complete import complete_key, complete_url
+from dagonizer.cli.complete import complete_key, complete_other_key, complete_url
 from dagonizer.cli.outcome import error_lines, quoted, shown, without_secrets
 from dagonizer.cli.transfer import copy_entry, for_each, is_earlier
 
@@ -109,6 +110,20 @@ def test_ls_is_exact_with_json_and_null(on_a):
     assert on_a("ls", "--json").json == ODD_KEYS
     assert on_a("ls", "-0").out.split("\0") == [*ODD_KEYS, ""]
     assert on_a("ls", "none", "--json").json == []
+
+
+@pytest.mark.parametrize("listed", [0, 100])
+def test_what_ls_has_told_before_the_store_fails_is_one_document(on_a, monkeypatch, listed):
+    async def list_keys(self, prefix=""):
+        for number in range(listed):
+            yield str(number)
+        raise StoreUnavailableError("gone")
+
+    monkeypatch.setattr(MemoryCheckpointStore, "list_keys", list_keys)
+    ran = on_a("ls", "--json")
+    assert (ran.code, ran.err) == (3, "error: gone\n")
+    # Of a page that is not full nothing has been told.
+    assert ran.json == [str(number) for number in range(64)] if listed else ran.out == ""
 
 
 def test_ls_takes_the_store_from_the_environment(cli, monkeypatch):
@@ -273,6 +288,17 @@ def test_show_as_json_is_the_whole_document(on_a):
     found = on_a("show", "k", "--json").json
     assert found["checkpoint"] == json.loads(checkpoint("read", n=[1, 2**70], lone="\ud83d"))
     assert found["bytes"] == len(checkpoint("read", n=[1, 2**70], lone="\ud83d"))
+
+
+@pytest.mark.parametrize("columns", ["1", "30"])
+def test_show_leaves_nothing_out_where_the_terminal_is_narrow(on_a, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    state = "here it ends"
+    for name in "jihgfedcba":
+        state = {name: state}
+    fill("a", {"k": checkpoint(state=state)})
+    shown = on_a("show", "k").out.replace("│", " ").split()
+    assert shown[-4:] == ["j", '"here', "it", 'ends"']
 
 
 def test_show_bears_a_deep_state_and_a_complete_run(on_a):
@@ -774,6 +800,18 @@ def test_bench_measures_every_cell_and_removes_its_keys(cli):
     assert all(len(line) <= 80 for line in table.splitlines())
 
 
+@pytest.mark.parametrize("columns", ["1", "40", "60"])
+def test_bench_writes_over_the_edge_of_a_narrow_terminal(cli, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    table = cli("bench", "memory://a", "--seconds", "0").out
+    assert "…" not in table
+    header = [cell.strip() for cell in table.splitlines()[1].split("┃")[1:-1]]
+    assert header == ["operation", "size", "in flight", "p50 ms", "p99 ms", "per second", "throughput"]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
+    assert [row[:3] for row in rows[-2:]] == [["save", "1 MB", "16"], ["load", "1 MB", "16"]]
+    assert all(row[-1].endswith("B/s") for row in rows)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
 def test_bench_removes_its_keys_when_it_is_ended(cli, monkeypatch, number, code):
     real = MemoryCheckpointStore.save
@@ -872,6 +910,20 @@ def test_nor_are_other_secrets_of_a_url_that_is_wrong_as_well(cli, url, told):
     assert told in ran.err
 
 
+@pytest.mark.parametrize("url", ["redis:user:s3cret@host", "redis:/user:s3cret@host", "redis:user:s3\n/cret@s3cret"])
+@pytest.mark.parametrize("command", ["get", "show", "rm", "validate", "put k", "diff k", "watch --count=0"])
+def test_nor_where_the_slashes_were_forgotten_and_a_key_or_file_belongs(on_a, command, url):
+    ran = on_a(*command.split(), url)
+    assert ran.code in {0, 1, 2}
+    assert "s3" not in ran.err + ran.out
+    assert ("redis:***" in ran.err + ran.out) is (ran.code != 0)
+
+
+@pytest.mark.parametrize("key", ["run:12@host", "run:12", "a@b:c", "a:b:c", "dir/run:7:@x", "run:1/a:b@c"])
+def test_a_key_is_shown_as_it_is_though_it_has_a_colon_and_an_at(on_a, key):
+    assert on_a("get", key).err == f"no entry under {key}\n"
+
+
 @pytest.mark.parametrize(
     ("message", "told"),
     [
@@ -913,7 +965,8 @@ def test_an_empty_store_is_not_the_same_store(on_a):
 
 def test_only_plain_keys_are_offered_to_a_shell():
     evil = ["a;touch${IFS}x", "$(x)", "`x`", "a b", "a'b", 'a"b', "a\\b", "a|b", "a&b", "a>b", "*", "é", "~a", "#a"]
-    assert list(complete._plain([*evil, "run:7/a_b-c.d@e%f=g,h+i"])) == ["run:7/a_b-c.d@e%f=g,h+i"]
+    # A command would take the last two for options.
+    assert list(complete._plain([*evil, "run:7/a_b-c.d@e%f=g,h+i", "--all", "-"])) == ["run:7/a_b-c.d@e%f=g,h+i"]
 
 
 # what all have in common
@@ -1062,7 +1115,35 @@ def test_the_shell_completes_schemes_and_keys(monkeypatch):
     assert complete_key(context, "o") == ["other"]
 
 
+def test_the_second_key_of_diff_is_completed_from_its_own_store():
+    fill("a", {"run:1": "x"})
+    fill("b", {"run:2": "x"})
+    context = SimpleNamespace(params={"store": "memory://a", "with_store": "memory://b"})
+    assert complete_key(context, "run") == ["run:1"]
+    assert complete_other_key(context, "run") == ["run:2"]
+    context.params["with_store"] = None
+    assert complete_other_key(context, "run") == ["run:1"]
+
+
 def test_the_help_names_the_exit_codes(cli):
     text = " ".join(cli("--help").out.split())
     assert "2 wrong use" in text
     assert "--install-completion" in text
+
+
+def test_the_help_has_a_short_option_and_there_is_a_version(cli):
+    for command in ([], ["ls"], ["doctor"]):
+        assert cli(*command, "-h").out == cli(*command, "--help").out
+    ran = cli("--version")
+    assert (ran.code, ran.out) == (0, f"dagonizer {version('dagonizer')}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["stores"], ["show", "k", "--store", "memory://a"], ["no-such-command"]]
+)
+def test_a_width_of_0_is_none(cli, monkeypatch, arguments):
+    fill("a", {"k": checkpoint()})
+    expected = cli(*arguments)
+    monkeypatch.setenv("COLUMNS", "0")
+    ran = cli(*arguments)
+    assert (ran.code, ran.out, ran.err) == (expected.code, expected.out, expected.err)

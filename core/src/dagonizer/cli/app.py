@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec
 
 import typer
 
 from dagonizer.cli import checkpoints, doctor, entries, measure, transfer
-from dagonizer.cli.complete import complete_key, complete_url
+from dagonizer.cli.complete import complete_key, complete_other_key, complete_url
 from dagonizer.cli.demo import run_demo
 from dagonizer.cli.discretion import DiscreetGroup
 from dagonizer.cli.outcome import INTERRUPTED, UsageError
@@ -38,6 +38,7 @@ app = typer.Typer(
     help=_HELP,
     epilog=_EXIT_CODES,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -80,6 +81,23 @@ def _finish(command: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> NoR
         print(file=sys.stderr)
         code = INTERRUPTED
     raise typer.Exit(code)
+
+
+def _show_version(context: typer.Context, asked: bool) -> None:  # noqa: FBT001 - typer calls it
+    # A shell that completes what stands behind it only parses.
+    if asked and not context.resilient_parsing:
+        print(f"dagonizer {version('dagonizer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
 
 
 @app.command()
@@ -185,7 +203,7 @@ def validate(
 @app.command()
 def diff(
     key: _Key,
-    other: Annotated[str, typer.Argument(metavar="KEY", show_default=False, autocompletion=complete_key)],
+    other: Annotated[str, typer.Argument(metavar="KEY", show_default=False, autocompletion=complete_other_key)],
     *,
     store: _Store,
     with_store: Annotated[
@@ -298,4 +316,4 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, progress on stderr.")] = False,
 ) -> None:
     """Kill a run in the middle, resume it in another process, and compare it with one that was never interrupted."""
-    _finish(lambda: asyncio.run(run_demo(store, directory, as_json=as_json)))
+    _finish(run_demo, store, directory, as_json=as_json)

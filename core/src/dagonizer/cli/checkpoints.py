@@ -16,7 +16,7 @@ from rich.tree import Tree
 from dagonizer import open_store
 from dagonizer.cli.entries import STDIN, load_entry, read_text, say_absent
 from dagonizer.cli.outcome import FAILED, NO, YES, UsageError, quoted, shown, typed
-from dagonizer.cli.terminal import open_console, say
+from dagonizer.cli.terminal import NARROW, measured, open_console, say
 from dagonizer.errors import InvalidValueError, StoreCorruptedError, ValidationError, ValidationIssue
 from dagonizer.validation import decode, json_path
 
@@ -57,7 +57,9 @@ def show_checkpoint(url: str, key: str, *, everything: bool, mermaid: bool, as_j
     elif mermaid:
         print("\n".join(mermaid_lines(data)))
     else:
-        open_console().print(_checkpoint_tree(key, text, data, everything=everything))
+        console, tree = open_console(), _checkpoint_tree(key, text, data, everything=everything)
+        console.width = max(console.width, min(NARROW, measured(console, tree).minimum))
+        console.print(tree)
     return YES
 
 

@@ -18,7 +18,7 @@ from dagonizer.registry import installed_schemes
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_PLAIN = re.compile(r"[\w./@%+=:,-]+", re.ASCII)
+_PLAIN = re.compile(r"(?!-)[\w./@%+=:,-]+", re.ASCII)
 _MOST_KEYS = 50
 _SECONDS = 2.0
 
@@ -30,13 +30,22 @@ def complete_url(incomplete: str) -> list[str]:
 
 def complete_key(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return some keys that start with ``incomplete``, none where the store cannot tell them at once."""
-    url = ctx.params.get("store") or os.environ.get("DAGONIZER_STORE")
+    return _some_keys(ctx.params.get("store"), incomplete)
+
+
+def complete_other_key(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return some keys that start with ``incomplete`` of the store of a second key."""
+    return _some_keys(ctx.params.get("with_store") or ctx.params.get("store"), incomplete)
+
+
+def _some_keys(url: str | None, prefix: str) -> list[str]:
+    url = url or os.environ.get("DAGONIZER_STORE")
     if not url:
         return []
     keys: list[str] = []
     # At a prompt there is nobody to tell.
     with contextlib.suppress(DagonizerError, TimeoutError):
-        asyncio.run(asyncio.wait_for(_collect(url, incomplete, keys), _SECONDS))
+        asyncio.run(asyncio.wait_for(_collect(url, prefix, keys), _SECONDS))
     return sorted(_plain(keys))
 
 
@@ -50,5 +59,6 @@ async def _collect(url: str, prefix: str, keys: list[str]) -> None:
 
 
 def _plain(keys: Iterable[str]) -> Iterable[str]:
-    # A shell takes them for what they are; whoever may write to the store must not write commands for its readers.
+    # A shell takes them for what they are, and a command for no option; whoever may write to the store must not write
+    # commands for its readers.
     return filter(_PLAIN.fullmatch, keys)

@@ -21,9 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dagonizer import Checkpoint, open_store
-from dagonizer.cli.outcome import UsageError, shown, without_secrets
+from dagonizer.cli.outcome import UsageError, shown, termination_as_interrupt, without_secrets
 from dagonizer.cli.survey import HALTING_NODE, NODES, SurveyState, find_modules
-from dagonizer.cli.terminal import Bars, Lines, open_console, worker_bars
+from dagonizer.cli.terminal import NARROW, Bars, Lines, open_console, worker_bars
 from dagonizer.errors import DagonizerError
 from dagonizer.url import StoreURL
 
@@ -75,11 +75,17 @@ class Outcome:
     deleted: bool
 
 
-async def run_demo(store_url: str | None, directory: Path | None, *, as_json: bool) -> int:
+def run_demo(store_url: str | None, directory: Path | None, *, as_json: bool) -> int:
     """Run the demo and print what happened; return 0 if the resumed run equals the uninterrupted one, else 1.
 
-    Raises ``DemoError`` or another ``DagonizerError`` if it could not come so far.
+    Raises ``DemoError`` or another ``DagonizerError`` if it could not come so far. Ctrl-C and SIGTERM leave nothing
+    behind either.
     """
+    with termination_as_interrupt():
+        return asyncio.run(_run_demo(store_url, directory, as_json=as_json))
+
+
+async def _run_demo(store_url: str | None, directory: Path | None, *, as_json: bool) -> int:
     root = Path(sysconfig.get_path("stdlib")) if directory is None else directory
     modules = _count_modules(root)
     tree = f"the standard library of Python {platform.python_version()}" if directory is None else str(directory)
@@ -282,6 +288,7 @@ def _outcome_json(outcome: Outcome, problems: list[str], tree: str, shown_store:
 
 
 def _print_outcome(console: Console, outcome: Outcome, problems: list[str]) -> None:
+    console.width = max(console.width, NARROW)
     console.print()
     console.print(_node_table(outcome))
     console.print()

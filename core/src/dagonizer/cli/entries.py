@@ -162,31 +162,33 @@ async def _save(url: str, key: str, text: str) -> None:
 
 
 async def _list_entries(url: str, prefix: str, *, long: bool, null: bool, as_json: bool) -> int:
-    corrupted = False
-    async with open_store(url) as store, contextlib.aclosing(listed(store, url, prefix)) as keys:
-        if as_json:
-            print("[", end="")
-        elif long:
-            print(_LONG.format("bytes", "executed", "dag", "cursor", "key"))
-        separator = "\n"
-        async for page in _pages(keys):
-            rows = await asyncio.gather(*(_describe(store, key) for key in page)) if long else page
-            for row in rows:
-                if row is None:
-                    continue
-                if as_json:
-                    print(separator + json.dumps(row), end="")
-                    separator = ",\n"
-                elif isinstance(row, str) and null:
-                    # Bytes, for the encoding of stdout is not the keys'.
-                    sys.stdout.buffer.write(row.encode() + b"\0")
-                elif isinstance(row, str):
-                    print(shown(row))
-                else:
-                    print(_long_line(row))
-                corrupted = corrupted or (isinstance(row, dict) and row["error"] is not None)
-    if as_json:
-        print("\n]")
+    corrupted = began = False
+    try:
+        async with open_store(url) as store, contextlib.aclosing(listed(store, url, prefix)) as keys:
+            if long and not as_json:
+                print(_LONG.format("bytes", "executed", "dag", "cursor", "key"))
+            async for page in _pages(keys):
+                rows = await asyncio.gather(*(_describe(store, key) for key in page)) if long else page
+                for row in rows:
+                    if row is None:
+                        continue
+                    if as_json:
+                        print(",\n" if began else "[\n", json.dumps(row), sep="", end="")
+                        began = True
+                    elif isinstance(row, str) and null:
+                        # Bytes, for the encoding of stdout is not the keys'.
+                        sys.stdout.buffer.write(row.encode() + b"\0")
+                    elif isinstance(row, str):
+                        print(shown(row))
+                    else:
+                        print(_long_line(row))
+                    corrupted = corrupted or (isinstance(row, dict) and row["error"] is not None)
+    finally:
+        # What was listed before a failure is a document too.
+        if began:
+            print("\n]")
+    if as_json and not began:
+        print("[]")
     return FAILED if corrupted else YES
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from dagonizer import open_store
 from dagonizer.cli.outcome import FAILED, YES, termination_as_interrupt
-from dagonizer.cli.terminal import open_console, say
+from dagonizer.cli.terminal import measured, open_console, say
 from dagonizer.errors import StoreError, StoreLimitError
 from dagonizer.url import StoreURL
 
@@ -61,7 +61,10 @@ def bench_store(url: str, *, seconds: float, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"store": str(StoreURL.parse(url)), "cells": msgspec.to_builtins(cells)}, indent=2))
     else:
-        open_console().print(_table(cells))
+        console, table = open_console(), _table(cells)
+        # Over the edge rather than without some of the digits.
+        console.width = max(console.width, measured(console, table).maximum)
+        console.print(table)
         for cell in cells:
             if cell.error is not None:
                 say(f"{cell.operation} of {_size(cell.bytes)}, {cell.in_flight} in flight: {cell.error}")

@@ -20,6 +20,7 @@ from dagonizer.url import StoreURL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
 YES, NO, MISUSED, FAILED = 0, 1, 2, 3
 """Exit codes: done, the answer is no, wrong use, the store failed or holds what it should not."""
@@ -34,6 +35,10 @@ class UsageError(DagonizerError):
 
 _MISUSES = (UsageError, StoreURLError, UnknownSchemeError, DuplicateSchemeError, InvalidKeyError, InvalidValueError)
 
+
+# A store URL that may hold secrets, where a key or the name of a file belongs. Its "//" may have been forgotten, but
+# ``run:7@host`` is a key.
+_MISPLACED_URL = re.compile(r".*://|[a-z][a-z0-9+.-]*:/*[^/]*:.*@", re.DOTALL | re.IGNORECASE)
 
 # What may be a store URL in the words of somebody else: from its scheme to what can only end the sentence.
 _TYPED_URL = re.compile(
@@ -66,7 +71,7 @@ def printable(text: str) -> str:
 
 def typed(text: str) -> str:
     """Return a key or the name of a file as people see it, without secrets if it is a store URL in the wrong place."""
-    return shown(without_secrets(text) if "://" in text else text)
+    return shown(without_secrets(text) if _MISPLACED_URL.match(text) else text)
 
 
 def without_secrets(text: str) -> str:
@@ -88,8 +93,10 @@ def error_lines(error: DagonizerError) -> Iterator[str]:
 def termination_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl-C does, so that what it has to clean up is cleaned up."""
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        # By asyncio's handler, if it is running: an exception in the middle of its own code would break that.
+        handler = signal.getsignal(signal.SIGINT)
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dagonizer.cli.outcome import YES, printable
-from dagonizer.cli.terminal import open_console
+from dagonizer.cli.terminal import measured, open_console
 from dagonizer.registry import list_stores
 from dagonizer.url import type_name
 
@@ -24,20 +24,36 @@ if TYPE_CHECKING:
     from dagonizer.url import Parameter
 
 
+# Columns for what is said of a store.
+_NARROWEST = 30
+
+
 def show_stores(*, as_json: bool) -> int:
-    """Print every installed store; a plugin that cannot be loaded is shown with its error."""
+    """Print every installed store; a plugin that cannot be loaded is shown with its error.
+
+    They are rows of a table, or one below the other where the terminal is too narrow for one.
+    """
     listings = list_stores()
     if as_json:
         typer.echo(json.dumps([_listing_json(listing) for listing in listings], indent=2))
         return YES
-    table = Table(show_lines=True, header_style="bold")
-    table.add_column("scheme", no_wrap=True)
-    table.add_column("store and the parameters of its URL", ratio=1)
-    table.add_column("distribution", no_wrap=True)
+    rows: list[tuple[Text, RenderableType, Text]] = []
     for group in _grouped(listings):
         schemes = Text("\n".join(f"{listing.scheme}:" for listing in group), style="cyan")
-        table.add_row(schemes, _described(group[0]), Text(group[0].distribution))
-    open_console().print(table)
+        rows.append((schemes, _described(group[0]), Text(group[0].distribution)))
+    table = Table(show_lines=True, header_style="bold")
+    table.add_column("scheme", no_wrap=True)
+    table.add_column("store and the parameters of its URL", ratio=1, min_width=_NARROWEST)
+    table.add_column("distribution", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = open_console()
+    if measured(console, table).minimum <= console.width:
+        console.print(table)
+        return YES
+    blocks = Group(*(Group(schemes, distribution, described, "") for schemes, described, distribution in rows))
+    console.width = max(console.width, measured(console, blocks).minimum)
+    console.print(blocks, end="")
     return YES
 
 

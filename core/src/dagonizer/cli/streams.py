@@ -33,6 +33,9 @@ def guard_streams() -> None:
     process began is one that can be neither read nor written. What is not the process's own, or a terminal, stays as it
     is.
     """
+    if os.environ.get("COLUMNS") == "0":
+        # Whoever set it does not know the width; rich would print nothing.
+        del os.environ["COLUMNS"]
     _occupy_closed_descriptors()
     if sys.stdin is None:
         sys.stdin = os.fdopen(os.open(os.devnull, os.O_WRONLY), encoding="utf-8")

@@ -205,7 +205,9 @@ async def rank(state: SurveyState, context: NodeContext) -> None:  # noqa: ARG00
 @_announced
 async def report(state: SurveyState, context: NodeContext) -> None:  # noqa: ARG001 - every node takes both
     """Sum up."""
-    tree = hashlib.sha256("".join(f"{module.sha256}  {module.path}\n" for module in state.modules).encode())
+    tree = hashlib.sha256(
+        "".join(f"{module.sha256}  {module.path}\n" for module in state.modules).encode(errors="surrogateescape")
+    )
     state.totals = {
         "modules": len(state.modules),
         "bytes": sum(module.bytes for module in state.modules),

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from rich.console import RenderableType
+    from rich.measure import Measurement
+
+NARROW = 80
+"""In how many columns what is drawn has room; fewer are written over the edge where something would be lost."""
+
 _PIPED_WIDTH = 100
+_ANY_WIDTH = 100_000
 _SECONDS_BETWEEN_LINES = 3.0
 
 
@@ -37,6 +44,11 @@ def open_console(*, stderr: bool = False) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPED_WIDTH
     return console
+
+
+def measured(console: Console, renderable: RenderableType) -> Measurement:
+    """Return how wide ``renderable`` must be and can be, however wide ``console`` is; narrower, parts are left out."""
+    return console.measure(renderable, options=console.options.update_width(_ANY_WIDTH))
 
 
 def say(text: str) -> None:

@@ -440,14 +440,14 @@ async def test_a_host_that_swallows_everything_does_not_keep_the_others_from_bei
     port = int(database.url.rpartition(":")[2].partition("/")[0])
     async with FaultProxy("127.0.0.1", port) as hole:
         await hole.black_hole()
-        async with opened(hosts_of(hole.port, port, url=database.url), timeout=3, pool_size=5) as store:
+        async with opened(hosts_of(hole.port, port, url=database.url), timeout=12, pool_size=5) as store:
             began = time.monotonic()
             await store.save("k", "v")
-            assert 0.9 < time.monotonic() - began < 2.5
+            assert 3.9 < time.monotonic() - began < 10
             # The host that served is the first to be tried from now on.
             began = time.monotonic()
             await asyncio.gather(*(store.save(f"{n}", "v") for n in range(20)))
-            assert time.monotonic() - began < 0.9
+            assert time.monotonic() - began < 3.9
 
 
 async def test_a_tls_refusal_is_one_with_several_hosts_too() -> None:

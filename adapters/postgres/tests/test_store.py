@@ -910,9 +910,9 @@ async def test_idle_connections_that_have_gone_silent_cost_one_operation(databas
         url = database.url.replace(f":{port}/", f":{proxy.port}/")
         if made_by == "caller":
             pool = await stack.enter_async_context(asyncpg.create_pool(url, min_size=0))
-            store = PostgresCheckpointStore(pool, timeout=0.7)
+            store = PostgresCheckpointStore(pool, timeout=2)
         else:
-            store = await stack.enter_async_context(opened(url, timeout=0.7))
+            store = await stack.enter_async_context(opened(url, timeout=2))
         for call in every_call(store).values():
             await store.save("k", "v")
             await asyncio.gather(*(store.load("k") for _ in range(5)))

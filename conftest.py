@@ -6,10 +6,18 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
+
 if TYPE_CHECKING:
     import pytest
 
 pytest_plugins = ["dagonizer_test_servers.plugin"]
+
+# A busy machine is slow, which is no failure.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("patient")
 
 
 def pytest_configure() -> None:

@@ -1,13 +1,19 @@
 """What every mutant and every case says of itself. `nox -s conformance` tries each on the others."""
 
+import io
+import itertools
 import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from dagonizer_conformance.cases import all_cases
+from dagonizer_conformance.mutants import matrix
 from dagonizer_conformance.mutants.catalogue import STORES, all_mutants
 from dagonizer_conformance.mutants.matrix import judge
+from dagonizer_conformance.mutants.reference import ReferenceHarness
 from dagonizer_conformance.outcomes import TargetError
 
 IDS = {case.id for case in all_cases()}
@@ -37,3 +43,22 @@ def test_every_case_says_in_a_sentence_what_a_store_does_and_how_that_is_known()
 def test_a_selection_of_mutants_that_is_empty_is_refused():
     with pytest.raises(TargetError, match="no mutant matches"):
         judge(only=["no-such-mutant"], console=Console(quiet=True))
+
+
+@pytest.mark.parametrize(("correct", "tries", "missed"), [(0, 1, False), (2, 3, False), (5, 5, True)])
+def test_a_mutant_that_was_missed_is_tried_again_and_the_console_says_so(monkeypatch, correct, tries, missed):
+    broken = all_mutants()[0]
+    harnesses = itertools.chain([ReferenceHarness] * correct, itertools.repeat(broken.harness))
+
+    def next_harness():
+        return next(harnesses)()
+
+    lucky = replace(broken, id="lucky", harness=next_harness)
+    monkeypatch.setattr(matrix, "all_mutants", lambda: [lucky])
+    # Another process would not know it.
+    monkeypatch.setattr(matrix, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    console = Console(file=io.StringIO())
+    found = judge(only=["lucky"], seeds=0, console=console)
+    assert [trial.tries for trial in found.mutants] == [tries]
+    assert found.sound is not missed
+    assert (f"lucky was tried {tries} times" in console.file.getvalue()) is (tries > 1)

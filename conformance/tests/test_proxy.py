@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import os
 import socket
@@ -104,11 +105,35 @@ async def until(condition):
         await asyncio.sleep(0.001)
 
 
+def received_by(proxy):
+    """Return what grows by all that the proxy receives on connections to come, and it knows before anyone else."""
+    received = bytearray()
+    loop = proxy._loop
+    receive = loop.sock_recv
+
+    async def sock_recv(*arguments):
+        chunk = await receive(*arguments)
+        received.extend(chunk)
+        return chunk
+
+    loop.sock_recv = sock_recv
+    return received
+
+
 @pytest.fixture(autouse=True)
 def no_leaks():
-    before = open_descriptors(), set(threading.enumerate())
+    # What other tests have left may go meanwhile.
+    gc.collect()
+    before = held()
     yield
-    assert (open_descriptors(), set(threading.enumerate())) == before
+    deadline = time.monotonic() + 5
+    while held() != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert held() == before
+
+
+def held():
+    return open_descriptors(), set(threading.enumerate())
 
 
 def open_descriptors():
@@ -280,13 +305,11 @@ async def test_a_black_hole_swallows_both_directions_and_keeps_connections():
 @proxy_test
 async def test_open_connections_come_back_from_a_black_hole():
     async with proxied() as (proxy, backend):
+        received = received_by(proxy)
         client = await Client.connect(proxy)
         await proxy.black_hole()
         client.send(bytes(1 << 24))
-        await client.writer.drain()
-        # As much as that is taken only if it is swallowed; the rest of it may still be on its way.
-        await until(lambda: not client.writer.transport.get_write_buffer_size())
-        await asyncio.sleep(0.1)
+        await until(lambda: len(received) == 1 << 24)
         await proxy.pass_through()
         assert await client.ask(b"two\n") == b"two\n"
         assert backend.received == b"two\n"
@@ -351,11 +374,12 @@ async def test_half_open_connections_are_silent_for_ever_and_new_ones_are_not():
 @proxy_test
 async def test_what_is_held_falls_silent_with_its_connection():
     async with proxied() as (proxy, backend):
+        received = received_by(proxy)
         client = await Client.connect(proxy)
         await client.ask(b"one\n")
         await proxy.delay(3600)
         client.send(b"lost\n")
-        await asyncio.sleep(0.1)
+        await until(lambda: received.endswith(b"lost\n"))
         await proxy.half_open()
         other = await Client.connect(proxy)
         assert await other.ask(b"two\n") == b"two\n"
@@ -397,10 +421,10 @@ async def test_reset_ends_open_connections_only():
 async def test_delay_holds_both_directions():
     async with proxied() as (proxy, _):
         client = await Client.connect(proxy)
-        await proxy.delay(0.1)
+        await proxy.delay(0.6)
         begin = time.monotonic()
         assert await client.ask(b"one\n") == b"one\n"
-        assert 0.2 <= time.monotonic() - begin < 1
+        assert 1.2 <= time.monotonic() - begin < 2.4
         await client.close()
 
 
@@ -452,10 +476,11 @@ async def test_what_has_not_dripped_yet_goes_when_the_drip_is_lifted():
 @proxy_test
 async def test_what_has_not_dripped_yet_falls_into_a_black_hole():
     async with proxied() as (proxy, backend):
+        received = received_by(proxy)
         client = await Client.connect(proxy)
         await proxy.drip(0.01)
         client.send(b"lost\n")
-        await asyncio.sleep(0.1)
+        await until(lambda: received == b"lost\n")
         await proxy.black_hole()
         await proxy.pass_through()
         assert await client.ask(b"one\n") == b"one\n"
@@ -480,11 +505,12 @@ async def test_a_held_chunk_goes_when_the_delay_is_lifted():
 @proxy_test
 async def test_a_held_chunk_falls_into_a_black_hole():
     async with proxied() as (proxy, backend):
+        received = received_by(proxy)
         client = await Client.connect(proxy)
         await client.ask(b"one\n")
         await proxy.delay(3600)
         client.send(b"two\n")
-        await asyncio.sleep(0.1)
+        await until(lambda: received.endswith(b"two\n"))
         await proxy.black_hole()
         await proxy.pass_through()
         assert await client.ask(b"three\n") == b"three\n"
@@ -637,7 +663,7 @@ def test_stop_is_quick_and_resets_stuck_connections(mode):
         await getattr(proxy, mode)(*{"delay": [3600], "drip": [1]}.get(mode, ()))
         begin = time.monotonic()
         await proxy.stop()
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < 5
         assert proxy.connections == 0
         for client in clients:
             client.setblocking(True)

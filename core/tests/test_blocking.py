@@ -1,7 +1,4 @@
 import asyncio
-import concurrent.futures
-import gc
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -339,47 +336,59 @@ def test_what_waits_when_the_process_ends_is_cancelled():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
-def test_a_forked_process_opens_the_store_anew(store):
-    store.save("k", "of the parent")
-    opened = []
+def test_a_forked_process_opens_the_store_anew():
+    # In a process of its own, as this one has other threads.
+    program = textwrap.dedent("""
+        import multiprocessing, os, threading
+        from dagonizer import MemoryCheckpointStore
+        from dagonizer.blocking import BlockingStore
 
-    class Counting(MemoryCheckpointStore):
-        def __init__(self):
-            super().__init__()
-            opened.append(os.getpid())
+        opened = []
 
-    forked = BlockingStore(Counting)
-    forked.save("k", "of the parent")
+        class Counting(MemoryCheckpointStore):
+            def __init__(self):
+                super().__init__()
+                opened.append(os.getpid())
 
-    def child(results):
-        # In memory, it begins empty.
-        results.put((forked.load("k"), opened[-1] == os.getpid(), threading.active_count()))
-        forked.close()
+        forked = BlockingStore(Counting)
+        forked.save("k", "of the parent")
 
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-    process = context.Process(target=child, args=(results,))
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
-    assert results.get() == (None, True, 2)
-    assert forked.load("k") == "of the parent"
+        def child():
+            # In memory, it begins empty.
+            print(forked.load("k"), opened[-1] == os.getpid(), threading.active_count())
+            forked.close()
+
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join(60)
+        print(process.exitcode, forked.load("k"))
+    """)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert ran.stdout == "None True 2\n0 of the parent\n"
 
 
-def test_nothing_is_kept_of_what_was_raised(store):
-    def futures():
-        return sum(isinstance(found, concurrent.futures.Future) for found in gc.get_objects())
+def test_nothing_is_kept_of_what_was_raised():
+    # In a process of its own, as this one has other futures.
+    program = textwrap.dedent("""
+        import concurrent.futures, contextlib, gc
+        from dagonizer import InvalidKeyError, MemoryCheckpointStore
+        from dagonizer.blocking import BlockingStore
 
-    gc.collect()
-    gc.disable()
-    try:
-        before = futures()
-        for _ in range(10):
-            with pytest.raises(InvalidKeyError):
-                store.save("", "text")
-        assert futures() <= before + 1
-    finally:
-        gc.enable()
+        def futures():
+            return sum(isinstance(found, concurrent.futures.Future) for found in gc.get_objects())
+
+        with BlockingStore(MemoryCheckpointStore) as store:
+            store.save("k", "text")
+            gc.collect()
+            gc.disable()
+            before = futures()
+            for _ in range(10):
+                with contextlib.suppress(InvalidKeyError):
+                    store.save("", "text")
+            print(futures() - before)
+    """)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert int(ran.stdout) <= 1
 
 
 def test_importing_starts_no_thread():

@@ -177,7 +177,7 @@ async def test_a_connection_is_distrusted_after_an_operation_that_took_too_long_
     async def broken(_connection: int) -> None:
         raise ConnectionResetError
 
-    connections = server.connections(timeout=0.01, distrust=distrust)
+    connections = server.connections(timeout=0.3, distrust=distrust)
     await connections.read(identity)
     await connections.write("key", identity)
     for operate in (connections.read, lambda operation: connections.write("key", operation)):
@@ -239,7 +239,7 @@ async def test_an_operation_that_has_failed_is_gone_with_its_error():
         return use
 
     uses: weakref.WeakSet[Used] = weakref.WeakSet()
-    connections = Server().connections(timeout=0.01)
+    connections = Server().connections(timeout=0.3)
     now, never = asyncio.Event(), asyncio.Event()
     now.set()
     gc.collect()

@@ -99,7 +99,7 @@ def test_the_signal_stops_a_run_between_nodes_and_resume_goes_on():
 def test_the_signal_stops_a_node_in_its_middle():
     async def scenario():
         signal = asyncio.Event()
-        asyncio.get_running_loop().call_later(0.01, signal.set)
+        asyncio.get_running_loop().call_later(0.2, signal.set)
         result = await chain(one, hang, three).execute("chain", Log(), signal=signal)
         assert (result.cursor, result.executed_nodes) == ("hang", ("one",))
         assert result.state.lifecycle.kind == "cancelled"
@@ -110,10 +110,10 @@ def test_the_signal_stops_a_node_in_its_middle():
 
 def test_the_timeout_stops_a_node_in_its_middle():
     async def scenario():
-        result = await chain(one, hang).execute("chain", Log(), timeout=0.01)
+        result = await chain(one, hang).execute("chain", Log(), timeout=0.2)
         assert result.cursor == "hang"
         assert result.state.lifecycle.kind == "timed_out"
-        assert "0.01 s" in result.state.lifecycle.reason
+        assert "0.2 s" in result.state.lifecycle.reason
 
     asyncio.run(scenario())
 

@@ -18,8 +18,24 @@ from dagonizer import Checkpoint, CheckpointData, open_store
 from dagonizer.cli.transfer import for_each
 
 SERVERS = [store for store in BACKENDS if store != "file"]
-_PAUSE = 0.02
 _AT_A_TIME = 16
+
+# Begins so many copies of entries and no more. The last of those are still under way when it says so.
+STALLED = """
+import asyncio, itertools, sys
+from dagonizer.cli import main, transfer
+
+number, calls, real = int(sys.argv[1]), itertools.count(), transfer.copy_entry
+
+async def copy_entry(*arguments, **options):
+    if next(calls) >= number:
+        print("half-way", flush=True)
+        await asyncio.Event().wait()
+    return await real(*arguments, **options)
+
+transfer.copy_entry = copy_entry
+main(sys.argv[2:])
+"""
 
 
 def entry(number):
@@ -81,19 +97,18 @@ def test_a_copy_that_is_killed_and_goes_on_copies_everything_there_and_back(back
 
 
 async def copy_and_kill(source, target, *, half):
-    """Begin a copy, kill it once ``half`` of the entries are there, and return how many are."""
+    """Begin a copy, kill it when it has begun with ``half`` of the entries, and return how many are there."""
+    command = [sys.executable, "-c", STALLED, str(half), "copy", source, target]
     copying = await asyncio.create_subprocess_exec(
-        *command("copy", source, target), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    async with open_store(target) as store:
-        there = 0
-        while there < half:
-            assert copying.returncode is None, f"it ended at {there}: {await copying.stderr.read()}"
-            await asyncio.sleep(_PAUSE)
-            there = len([key async for key in store.list_keys()])
+    line = await copying.stdout.readline()
+    if copying.returncode is None:
         copying.kill()
-        _, said = await copying.communicate()
-        assert copying.returncode == -signal.SIGKILL, f"it was done before it could be killed: {said}"
+    _, said = await copying.communicate()
+    assert line == b"half-way\n", said.decode()
+    assert copying.returncode == -signal.SIGKILL
+    async with open_store(target) as store:
         return len([key async for key in store.list_keys()])
 
 

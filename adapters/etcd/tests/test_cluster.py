@@ -226,12 +226,13 @@ async def test_a_member_without_a_majority_is_left_for_one_that_has_it(servers: 
 @pytest.mark.parametrize("scheme", SCHEMES)
 async def test_hosts_that_refuse_or_do_not_answer_are_passed_over(etcd_server: Server, scheme: str) -> None:
     for hosts in (f"127.0.0.1:{free_port()},nowhere.invalid", "nowhere.invalid"):
-        async with opened(etcd_server.url.replace("://", f"://{hosts},"), scheme, "timeout=6") as store:
+        async with opened(etcd_server.url.replace("://", f"://{hosts},"), scheme, "timeout=18") as store:
             await store.save("k", "1")
             assert await store.load("k") == "1"
             began = time.monotonic()
             await store.delete("k")
-            assert time.monotonic() - began < 1
+            # To connect may take three seconds at each.
+            assert time.monotonic() - began < 2.5
     # The system accepts, and nobody ever reads. gRPC says hello first; over HTTP the save may have been read.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hosts = f"127.0.0.1:{silent.getsockname()[1]}"
@@ -305,7 +306,7 @@ async def test_idle_connections_that_have_gone_silent_cost_one_operation(etcd_se
     host, port = etcd_server.url.removeprefix("etcd://").split(":")
     async with (
         FaultProxy(host, int(port)) as proxy,
-        opened(f"etcd://127.0.0.1:{proxy.port}", scheme, "timeout=1") as store,
+        opened(f"etcd://127.0.0.1:{proxy.port}", scheme, "timeout=2") as store,
     ):
         await store.save("k", "v")
         for call in (store.load("k"), store.save("other", "v"), store.delete("other")):

@@ -171,11 +171,12 @@ async def test_sentinels_that_are_gone_hang_or_know_nothing_are_passed_over() ->
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         hosts = f"127.0.0.1:{free_port()},127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{other.port},{servers.hosts}"
-        async with opened(f"redis+sentinel://{hosts}/{servers.service}?timeout=2.5") as store:
+        async with opened(f"redis+sentinel://{hosts}/{servers.service}?timeout=10") as store:
             await store.save("k", "v")
             started = time.monotonic()
             await asyncio.gather(*(store.load("k") for _ in range(10)))
-            assert time.monotonic() - started < 0.4, "the one that answered is asked first from then on"
+            # To ask the silent one takes two seconds.
+            assert time.monotonic() - started < 1.8, "the one that answered is asked first from then on"
         async with opened(f"{servers.url}x") as store:
             with pytest.raises(StoreUnavailableError, match="knows no service 'checkpointsx'"):
                 await store.load("k")

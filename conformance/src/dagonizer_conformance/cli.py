@@ -359,6 +359,7 @@ def _matrix_as_json(matrix: Matrix) -> dict[str, object]:
                 "id": trial.mutant,
                 "named": trial.named,
                 "missed_by": trial.missed_by,
+                "tries": trial.tries,
                 "statuses": {result.id: result.status for result in trial.results},
             }
             for trial in matrix.mutants

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dagonizer_conformance.case import case
 from dagonizer_conformance.certificate import read_certificate
+from dagonizer_conformance.context import all_of
 from dagonizer_conformance.many import for_each, save_many
 from dagonizer_conformance.outcomes import Inconclusive, Unverified, Violation, expect, expect_text, shown
 from dagonizer_conformance.results import Level
@@ -101,11 +102,9 @@ async def client_kill(context: Context) -> None:
     """A process that is killed in the middle of saves leaves old or new texts, whole, and holds up no other client."""
     other = await context.open()
     cut_off = 0
-    for number in range(context.scale(smoke=1, default=4, soak=40)):
+    for number in range(context.scale(smoke=2, default=4, soak=40)):
         # Apart, for making the large ones and sending them to the process leaves no time for the small ones.
-        for sizes, process in zip(
-            (_SMALL, _LARGE), await asyncio.gather(context.process(), context.process()), strict=True
-        ):
+        for sizes, process in zip((_SMALL, _LARGE), await all_of(context.process(), context.process()), strict=True):
             names = [f"{process.name}, {number}/{n}" for n in range(len(sizes))]
             writers = [_Writer(context, process, name, (size,)) for name, size in zip(names, sizes, strict=True)]
 

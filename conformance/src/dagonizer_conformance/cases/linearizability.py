@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagonizer import StoreConflictError
 from dagonizer_conformance.case import case
-from dagonizer_conformance.context import expect_overlap, overlapped
+from dagonizer_conformance.context import all_of, expect_overlap, overlapped
 from dagonizer_conformance.history import expect_linearizable
 from dagonizer_conformance.interruption import wait_precisely
 from dagonizer_conformance.outcomes import Inconclusive, Violation, expect, expect_text
@@ -56,16 +56,16 @@ async def tasks(context: Context) -> None:
 @case("linearizability.processes", level=Level.CRASH_SAFE, oracle=_ORACLE, seconds=60)
 async def processes(context: Context) -> None:
     """Saves, loads and deletes of clients in several processes happen in one order."""
-    everyone = await asyncio.gather(context.process(), context.process(), context.open(), context.open())
+    everyone = await all_of(context.process(), context.process(), context.open(), context.open())
     scripts = _crowd(context, [_DELETING, *[_SAVING] * 3])
     before = len(context.record.calls)
-    await asyncio.gather(*(script(client) for script, client in zip(scripts, everyone, strict=True)))
+    await all_of(*(script(client) for script, client in zip(scripts, everyone, strict=True)))
     calls = context.record.calls[before:]
     expect_overlap(calls)
     expect_linearizable(calls)
 
 
-@case("linearizability.paused-process", level=Level.CRASH_SAFE, oracle=_ORACLE, seconds=60)
+@case("linearizability.paused-process", level=Level.CRASH_SAFE, oracle=_ORACLE, seconds=120)
 async def paused_process(context: Context) -> None:
     """A process that is stopped in the middle of a save, and goes on later, reports no success that it did not have."""
     paused = await context.process()
@@ -89,13 +89,17 @@ async def paused_process(context: Context) -> None:
         await paused.load(key)
     expect_linearizable([call for call in context.record.calls if "/paused " in call.key])
     if other.has(Capability.COMPARE_AND_SWAP):
-        for attempt in range(enough):
-            await _pause_in_compare_and_swap(context, paused, other, context.key(f"swapped {attempt}"))
+        swaps = 0
+        for attempt in range(attempts):
+            if swaps == enough:
+                break
+            swaps += await _pause_in_compare_and_swap(context, paused, other, context.key(f"swapped {attempt}"))
     if not landed:
         raise Inconclusive(f"none of {attempts} pauses fell into a save")
 
 
-async def _pause_in_compare_and_swap(context: Context, paused: Client, other: Client, key: str) -> None:
+async def _pause_in_compare_and_swap(context: Context, paused: Client, other: Client, key: str) -> bool:
+    """Let both swap from one version, ``paused`` with a pause; return whether that one was cut in two by it."""
     began = time.monotonic()
     version = await paused.save_if(key, context.text(key), expected=None)
     duration = time.monotonic() - began
@@ -111,12 +115,13 @@ async def _pause_in_compare_and_swap(context: Context, paused: Client, other: Cl
             won[client] = False
 
     swapping = asyncio.create_task(swap(paused))
-    await _pause(context, paused, swapping, duration, partial(swap, other))
+    landed = await _pause(context, paused, swapping, duration, partial(swap, other))
     winners = [client for client in won if won[client]]
     expect(len(winners) < 2, "two compare-and-swaps from one version reported success, one of them after a pause")  # noqa: PLR2004
     expect(winners or None in won.values(), "two compare-and-swaps from one version were both refused")
     if winners and None not in won.values():
         expect_text(await other.load(key), texts[winners[0]], "what was loaded after a compare-and-swap that won")
+    return landed
 
 
 async def _pause(
@@ -131,7 +136,7 @@ async def _pause(
     Returns whether the operation was cut in two by that.
     """
     # What a client holds for a limited time must be able to run out. Longer, should it make the other one wait.
-    pause = context.scale(smoke=30, default=50, soak=1_000) / 1000
+    pause = context.scale(smoke=100, default=100, soak=1_000) / 1000
     await wait_precisely(operation, duration * context.random.random())
     process.store.pause()
     # A store that blocks the event loop until the process goes on would wait for ever.

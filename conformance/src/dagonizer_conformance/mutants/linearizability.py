@@ -151,7 +151,8 @@ class ComparesInTheClient(ReferenceStore):
         entry = await self.load_versioned(key)
         if (None if entry is None else entry.version) != expected:
             raise StoreConflictError("not as expected")
-        await asyncio.sleep(0.01)
+        # Long, so that a pause at a random moment falls into it.
+        await asyncio.sleep(0.05)
         await self._save(key, json)
         entry = await self.load_versioned(key)
         return "" if entry is None else entry.version
@@ -162,7 +163,8 @@ class OutlivesItsLease(ReferenceStore):
     """Saves under a lease; when it has run out, the backend drops the save, and nobody reads that answer."""
 
     async def _save(self, key: str, json: str) -> None:
-        ends = time.monotonic() + 0.025
-        await asyncio.sleep(0.01)
+        # Longer than a busy machine keeps a save waiting, and no longer than the case pauses one.
+        ends = time.monotonic() + 0.1
+        await asyncio.sleep(0.03)
         if time.monotonic() < ends:
             await super()._save(key, json)

@@ -6,7 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import time
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,6 +21,7 @@ from dagonizer_conformance.runner import run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Executor, Future
 
     from rich.console import Console
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 4.0
 """How long an operation of a mutant may take, in seconds; those that hang are given up so much sooner."""
+
+_TRIES = 5
 
 
 class MutantTrial(msgspec.Struct, frozen=True):
@@ -37,6 +40,8 @@ class MutantTrial(msgspec.Struct, frozen=True):
     named: tuple[str, ...]
     """The cases that must catch it."""
     results: tuple[Result, ...]
+    tries: int = 1
+    """How often it was tried until its cases caught it, or the tries were up."""
 
     @property
     def caught_by(self) -> tuple[str, ...]:
@@ -91,7 +96,9 @@ def judge(
     """Try the cases on the mutants, and the reference store with ``seeds`` seeds, in several processes.
 
     ``only`` selects mutants by a part of their ids or of the ids of their cases; ``full`` tries every case on every
-    mutant, else only those that are named to catch it. Raises ``TargetError`` if there is no such mutant.
+    mutant, else only those that are named to catch it. Chance decides what some cases see, and a busy machine takes
+    part in it: cases that have missed a mutant try it again alone, with other seeds, and the console says which needed
+    that. Raises ``TargetError`` if there is no such mutant.
     """
     began = time.monotonic()
     chosen = [mutant for mutant in all_mutants() if only is None or any(_matches(mutant, part) for part in only)]
@@ -104,24 +111,44 @@ def judge(
         ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn")) as pool,
         Progress(*columns, console=console) as progress,
     ):
-        mutants = {mutant.id: pool.submit(_try_mutant, mutant.id, full=full) for mutant in chosen}
+        mutants = {
+            mutant.id: pool.submit(_try_mutant, mutant.id, None if full else mutant.caught_by) for mutant in chosen
+        }
         references = {seed: pool.submit(_try_reference, seed) for seed in range(seeds)}
         _follow(progress, "mutants", list(mutants.values()))
         _follow(progress, "reference", list(references.values()))
+        trials = tuple(
+            _try_again(MutantTrial(mutant.id, mutant.caught_by, _results(mutants[mutant.id].result())), pool)
+            for mutant in chosen
+        )
+    for trial in trials:
+        if trial.tries > 1:
+            console.print(f"{trial.mutant} was tried {trial.tries} times", markup=False)
     return Matrix(
-        mutants=tuple(
-            MutantTrial(mutant.id, mutant.caught_by, _results(mutants[mutant.id].result())) for mutant in chosen
-        ),
+        mutants=trials,
         references=tuple(ReferenceTrial(seed, _results(future.result())) for seed, future in references.items()),
         unguarded=tuple(case.id for case in all_cases() if case.id not in guarded) if only is None else (),
         seconds=time.monotonic() - began,
     )
 
 
-def _try_mutant(mutant_id: str, *, full: bool) -> bytes:
+def _try_again(trial: MutantTrial, pool: Executor) -> MutantTrial:
+    """Return ``trial``, and if a case has missed, with what came of that in further tries."""
+    for seed in range(1, _TRIES):
+        if not trial.missed_by:
+            break
+        again = _results(pool.submit(_try_mutant, trial.mutant, trial.named, seed=seed).result())
+        results = {result.id: result for result in trial.results}
+        results |= {result.id: result for result in again if result.id in trial.missed_by}
+        trial = msgspec.structs.replace(trial, results=tuple(results.values()), tries=seed + 1)
+    return trial
+
+
+def _try_mutant(mutant_id: str, named: Sequence[str] | None, *, seed: int = 0) -> bytes:
+    """Try the cases that are ``named``, or all of them."""
     mutant = next(mutant for mutant in all_mutants() if mutant.id == mutant_id)
-    only = None if full else {case.id for case in all_cases()}.intersection(mutant.caught_by)
-    report = asyncio.run(run(mutant.harness(), only=only, budget="smoke", patience=PATIENCE))
+    only = None if named is None else {case.id for case in all_cases()}.intersection(named)
+    report = asyncio.run(run(mutant.harness(), only=only, seed=seed, budget="smoke", patience=PATIENCE))
     return msgspec.json.encode(report.results)
 
 

@@ -21,6 +21,7 @@ from dagonizer.url import Host, parameter, parameters_of
         ("x://u%40v:p%3Aq+r@[::1]:5/db", StoreURL("x", "u@v", "p:q+r", (Host("::1", 5),), "/db")),
         ("x://:p@/s", StoreURL("x", None, "p", (), "/s")),
         ("x://u:@h", StoreURL("x", "u", "", (Host("h", None),))),
+        ("x://h:1/?a=b@c", StoreURL("x", hosts=(Host("h", 1),), path="/", query=(("a", "b@c"),))),
         ("x://u@h:1?a=b@c", StoreURL("x", "u", None, (Host("h", 1),), query=(("a", "b@c"),))),
         ("x:?a=1%262&b=", StoreURL("x", query=(("a", "1&2"), ("b", "")))),
         ("postgresql://%2Frun%2Fpg/db", StoreURL("postgresql", hosts=(Host("/run/pg", None),), path="/db")),

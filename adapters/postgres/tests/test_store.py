@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from contextlib import AsyncExitStack
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -733,6 +735,55 @@ async def test_what_was_given_up_and_comes_late_does_nothing(withholding: Withho
             await prepare()
             await given_up(late(), store.save("k", "acknowledged"), store.delete("k"))
             assert await store.load("k") is None
+
+
+@pytest.mark.parametrize("late", ["save", "delete"])
+async def test_what_waits_for_another_until_its_time_is_over_does_nothing(database: Database, late: str) -> None:
+    async with opened(database.url) as store, database.connection() as other, database.connection() as db:
+        statements = {"save": (_store._SAVE, ["late", uuid4()]), "delete": (_store._DELETE, [])}
+        statement, values = statements[late]
+        await store.save("k", "before")
+        now = await other.fetchval(f"SELECT {_pool.CLOCK}")
+        async with other.transaction():
+            await other.execute("UPDATE checkpoints SET json = 'meanwhile' WHERE key = 'k'")
+            waiting = asyncio.create_task(db.fetchrow(store._sql(statement), "k", now + 1, *values))
+            async with asyncio.timeout(30):
+                while not await other.fetchval("SELECT pg_blocking_pids($1) <> '{}'", db.get_server_pid()):
+                    await asyncio.sleep(0.01)
+                while await other.fetchval(f"SELECT {_pool.CLOCK}") < now + 1:
+                    await asyncio.sleep(0.01)
+        assert await waiting is None
+        assert await store.load("k") == "meanwhile"
+
+
+async def test_the_callers_pool_may_decode_numbers_in_its_own_way(database: Database) -> None:
+    async def prepare(connection: Any) -> None:
+        await connection.set_type_codec("float8", encoder=str, decoder=Decimal, schema="pg_catalog")
+
+    async with asyncpg.create_pool(database.url, min_size=1, init=prepare) as pool:
+        store = PostgresCheckpointStore(pool)
+        await store.save("k", "v")
+        with pytest.raises(StoreConflictError):
+            await store.save_if("k", "w", expected=None)
+        await store.delete("k")
+        assert await store.load("k") is None
+
+
+async def test_a_deletion_is_not_acknowledged_where_two_clocks_disagree(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def an_hour_ago(*_: object) -> float:
+        return time.time() - 3600
+
+    async with opened(database.url, pool_size=1) as store:
+        await store.save("k", "before")
+        told = store._clocks._told
+        ((connection, (asked, said)),) = told.items()
+        told[connection] = asked, said - 3600
+        monkeypatch.setattr(store._clocks, "now", an_hour_ago)
+        with pytest.raises(StoreUnavailableError, match="put back"):
+            await store.delete("k")
+        assert await store.load("k") == "before"
 
 
 @pytest.mark.parametrize("hours", [-1, 1])

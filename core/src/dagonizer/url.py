@@ -77,7 +77,7 @@ class StoreURL:
         if authority and "@" in path:
             # A password with an unescaped '/' would end up in the path, and in every message that shows it.
             raise StoreURLError(f"{scheme}: URL: write '/' in a password as %2F, and '@' in a path as %40")
-        if ":" in hosts and not userinfo and "@" in (query or ""):
+        if ":" in hosts and not userinfo and not path and "@" in (query or ""):
             # The beginning of such a password would be taken for a port.
             raise StoreURLError(f"{scheme}: URL: write '?' in a password as %3F, and '@' in a query as %40")
         return cls(
@@ -179,7 +179,7 @@ def _host(scheme: str, text: str) -> Host:
     if match is None or (match[2] is not None and int(match[2]) > _MAX_PORT):
         raise StoreURLError(
             f"{scheme}: URL: a host must be name, name:port or [IPv6 address]:port, hosts separated by commas; "
-            "write '@', ':', '/' and '#' in a password as %40, %3A, %2F and %23"
+            "write '@', ':', '/', '?' and '#' in a password as %40, %3A, %2F, %3F and %23"
         )
     name = _decode(scheme, "host", match[1].removeprefix("[").removesuffix("]"))
     if not name:

@@ -41,7 +41,6 @@ _GAVE_UP = "SyncRepWaitForLSN"
 
 CLOCK = "pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())"
 """The server's clock, in seconds since 1970."""
-CLOCK_QUERY = f"SELECT {CLOCK}"
 # Within a minute the server's clock and ours drift apart by milliseconds at most.
 _CLOCK_SECONDS = 60.0
 
@@ -168,11 +167,17 @@ class ServerClocks:
         clock = asyncio.get_running_loop().time
         asked, told = self._told.get(connection._con, (-inf, 0.0))  # noqa: SLF001 - what is lent is another object each time
         if clock() - asked > _CLOCK_SECONDS:
-            told = await connection.fetchval(CLOCK_QUERY, timeout=moment - clock())
+            told = await self.now(connection, moment - clock())
             # What it said was so before its answer came.
             asked = clock()
             self._told[connection._con] = asked, told  # noqa: SLF001 - as above
         return told + (moment - asked)
+
+    @staticmethod
+    async def now(connection: Connection, seconds: float) -> float:
+        """Ask the server, which has so many seconds to answer."""
+        # The caller's pool may decode numbers in its own way.
+        return float(await connection.fetchval(f"SELECT {CLOCK}", timeout=seconds))
 
     def forget(self, connection: Connection) -> None:
         """Have the server asked again."""

@@ -17,13 +17,18 @@ import asyncpg  # type: ignore[import-untyped]  # it has no types
 
 from dagonizer.connections import Connections
 from dagonizer.contracts import VersionedJson
-from dagonizer.errors import StoreAccessError, StoreConflictError, StoreCorruptedError, StoreLimitError
+from dagonizer.errors import (
+    StoreAccessError,
+    StoreConflictError,
+    StoreCorruptedError,
+    StoreLimitError,
+    StoreUnavailableError,
+)
 from dagonizer.keys import key_bytes, prefix_bytes, value_bytes
 from dagonizer_postgres._config import PostgresConfig, TableConfig
 from dagonizer_postgres._errors import translated
 from dagonizer_postgres._pool import (
     CLOCK,
-    CLOCK_QUERY,
     ServerClocks,
     borrowed,
     drop_idle,
@@ -63,18 +68,18 @@ _DURABLY = """pg_catalog.set_config('synchronous_commit', CASE pg_catalog.curren
 _IN_TIME = f"{CLOCK} < $2::float8"
 _INSERT = """INSERT INTO {table} (key, json, revision, saved_at)
     SELECT $1::text, $3::text, $4::uuid, now() WHERE {in_time} ON CONFLICT (key) """
+# The second time after it may have waited for the row.
 _SAVE = f"""{_INSERT} DO UPDATE SET json = excluded.json, revision = excluded.revision, saved_at = excluded.saved_at
-    RETURNING {{durably}}"""
+    WHERE {{in_time}} RETURNING {{durably}}"""
 _SAVE_NEW = f"{_INSERT} DO NOTHING RETURNING {{durably}}"
 _SAVE_OVER = """UPDATE {table} SET json = $3::text, revision = $4::uuid, saved_at = now()
     WHERE key = $1::text AND revision = $5::uuid AND {in_time} RETURNING {durably}"""
 # Whoever has deleted the row may not have waited for the synchronous standbys to know, for which a transaction waits
 # only if it writes to the log. This message there is of no interest to anybody.
-_DELETE = """WITH now AS (SELECT WHERE {in_time}),
-    deleted AS (DELETE FROM {table} WHERE key = $1::text AND EXISTS (SELECT FROM now) RETURNING {durably})
+_DELETE = """WITH deleted AS (DELETE FROM {table} WHERE key = $1::text AND {in_time} RETURNING {durably})
     SELECT (SELECT pg_catalog.pg_logical_emit_message(true, 'dagonizer', '')::text FROM {durably}
         WHERE pg_catalog.current_setting('synchronous_standby_names') <> '' AND NOT EXISTS (SELECT FROM deleted))
-    FROM now"""
+    WHERE EXISTS (SELECT FROM deleted) OR {in_time}"""
 _LOAD = "SELECT json, revision FROM {table} WHERE key = $1::text"
 _LIST_FROM = """SELECT key FROM {table} WHERE key COLLATE "C" >= $1::text ORDER BY key COLLATE "C" LIMIT $2::int8"""
 _LIST_AFTER = """SELECT key FROM {table} WHERE key COLLATE "C" > $1::text ORDER BY key COLLATE "C" LIMIT $2::int8"""
@@ -177,7 +182,11 @@ class PostgresCheckpointStore:
         self._connections.check_open()
         key_bytes(key)
         sql = self._sql(_DELETE)
-        await self._write(key, f"delete {key!r}", sql)
+        if not await self._write(key, f"delete {key!r}", sql):
+            raise StoreUnavailableError(
+                f"could not delete {key!r} from {self._config.qualified_table} at {self._address}: the server's clock "
+                "has been put back meanwhile; try again"
+            )
 
     async def load_versioned(self, key: str) -> VersionedJson | None:
         """Return the text under ``key`` with its version, or None. Raises ``StoreCorruptedError`` like ``load``."""
@@ -279,7 +288,7 @@ class PostgresCheckpointStore:
                     row = await db.fetchrow(sql, key, until, *values, timeout=deadline - clock())
                 if row is not None:
                     return True
-                if await db.fetchval(CLOCK_QUERY, timeout=deadline - clock()) < until:
+                if await self._clocks.now(db, deadline - clock()) < until:
                     return False
                 # It was too late by the server's clock and not by ours: that one was put forward.
                 self._clocks.forget(db)

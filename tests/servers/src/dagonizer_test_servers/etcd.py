@@ -124,13 +124,22 @@ class EtcdCluster:
         peers = {f"member{number}": free_port() for number in range(3)}
         cluster = ",".join(f"{name}=http://127.0.0.1:{peer}" for name, peer in peers.items())
         self.members = [Etcd(*options, name=name, peer=peer, cluster=cluster) for name, peer in peers.items()]
-        with ThreadPoolExecutor(len(self.members)) as pool:
-            list(pool.map(Etcd.up, self.members))
+        self.up()
 
     @property
     def url(self) -> str:
         """The store URL, of all members."""
         return "etcd://" + ",".join(f"127.0.0.1:{member.port}" for member in self.members)
+
+    def down(self) -> None:
+        """Kill all members; their data stay."""
+        for member in self.members:
+            member.down()
+
+    def up(self) -> None:
+        """Start all members again."""
+        with ThreadPoolExecutor(len(self.members)) as pool:
+            list(pool.map(Etcd.up, self.members))
 
     def leader(self) -> Etcd:
         """Return the member that leads the others, all of which run, once they have agreed on one."""
